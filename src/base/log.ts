@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Logs: one event a line, with a name (`nbd.request`) and its values as fields. Readable text for a
+ * person, JSON for a collector. Lines are written without waiting: a reader that has stalled loses
+ * lines, never holds up the daemon.
+ */
+import { type DestinationStream, type Logger as PinoLogger, pino } from 'pino';
+import pretty from 'pino-pretty';
+import { LOG_BUFFER_MAX } from './limits.js';
+
+export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+export type Logger = PinoLogger;
+
+/** What a line is about; every line of a child logger carries it. */
+export interface LogSubject {
+  readonly connection?: number | string;
+  readonly export?: string;
+  readonly node?: string;
+  readonly job?: string;
+  readonly monitor?: string;
+}
+
+export interface LogOptions {
+  readonly level: LogLevel;
+  /** `text` for a terminal, `json` otherwise. */
+  readonly format: 'text' | 'json';
+  /** Descriptor to write to; 2 is stderr. It stays open. */
+  readonly fd: number;
+  /** Colours in `text`. */
+  readonly colour?: boolean;
+}
+
+export interface Log {
+  readonly logger: Logger;
+  /** Writes out what is buffered; for the end of the process. Never throws. */
+  flush(): void;
+}
+
+let root: Logger = pino({ level: 'silent' });
+
+/** The logger of this process: silent until the daemon calls `setRootLog`. */
+export function rootLog(): Logger {
+  return root;
+}
+
+export function setRootLog(logger: Logger): void {
+  root = logger;
+}
+
+/** A logger that puts its subject on every line: `subjectLog({ node: 'disk0' }).warn(...)`. */
+export function subjectLog(subject: LogSubject, parent: Logger = root): Logger {
+  return parent.child(subject);
+}
+
+export function isLogLevel(text: string): text is LogLevel {
+  return (LOG_LEVELS as readonly string[]).includes(text);
+}
+
+/**
+ * Makes a logger. The first argument of each call is an object with `event` (the name) and values,
+ * the second a sentence: `logger.info({ event: 'nbd.connect', peer }, 'client connected')`.
+ */
+export function createLog(options: LogOptions): Log {
+  const destination = pino.destination({
+    dest: options.fd,
+    sync: false,
+    maxLength: LOG_BUFFER_MAX,
+  });
+  // EPIPE, ENOSPC: there is nobody to tell; the daemon's work matters more than its log.
+  destination.on('error', () => undefined);
+  const stream: DestinationStream =
+    options.format === 'json' ? destination : readable(destination, options.colour ?? false);
+  const base = {
+    level: options.level,
+    base: null,
+    timestamp: pino.stdTimeFunctions.isoTime,
+    serializers: { error: pino.stdSerializers.err, err: pino.stdSerializers.err },
+  };
+  return {
+    logger: pino(base, stream),
+    flush() {
+      try {
+        destination.flushSync();
+      } catch {
+        // Not writable any more: the lines are lost, and so is any way to say so.
+      }
+    },
+  };
+}
+
+function readable(destination: DestinationStream, colour: boolean): DestinationStream {
+  const format = pretty.prettyFactory({
+    colorize: colour,
+    translateTime: 'SYS:HH:MM:ss.l',
+    messageFormat: (line, messageKey) => {
+      const event = typeof line.event === 'string' ? `${line.event}: ` : '';
+      return `${event}${String(line[messageKey] ?? '')}`;
+    },
+    ignore: 'event',
+    singleLine: true,
+    errorLikeObjectKeys: ['err', 'error'],
+  });
+  return { write: (line) => destination.write(String(format(line))) };
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT
+/** The root parent of a node: how exports, jobs and commands do I/O on the graph. */
+import type { MaybePromise } from '../base/maybe-promise.js';
+import type { BlockLimits, RequestFlags } from './block-driver.js';
+import { type ChainExtent, chainStatus } from './block-status.js';
+import type { ChildEdge, EdgeParent } from './edge.js';
+import { InFlight } from './in-flight.js';
+
+/** What a backend's owner may want to hear of. */
+export interface BackendObserver {
+  /** The node's size has changed, bytes. */
+  resized?(size: number): void;
+  /** Requests are held back from now on, or pass again. Jobs pause and resume themselves. */
+  drained?(held: boolean): void;
+}
+
+/**
+ * Requests pass straight to the node. While the graph is drained (or `hold` is in force) they wait
+ * in order of arrival and are submitted when that ends. Made by `graph.attach`, ended by `graph.detach`.
+ */
+export class BlockBackend implements EdgeParent {
+  readonly #description: string;
+  readonly #observer: BackendObserver;
+  readonly #inFlight = new InFlight();
+  #edge: ChildEdge | undefined;
+  #heldBy = 0;
+  #waiting: (() => void)[] = [];
+
+  /** @param description as it stands in error texts: "export 'exp0'", "block job 'j0'" */
+  constructor(description: string, observer: BackendObserver = {}) {
+    this.#description = description;
+    this.#observer = observer;
+  }
+
+  /** Set and cleared by the graph. */
+  set edge(edge: ChildEdge | undefined) {
+    this.#edge = edge;
+  }
+
+  get attached(): boolean {
+    return this.#edge !== undefined;
+  }
+
+  /** The edge to the node. @throws when detached: a bug of the owner */
+  get root(): ChildEdge {
+    if (this.#edge === undefined) throw new Error(`${this.#description} has no node any more`);
+    return this.#edge;
+  }
+
+  /** Bytes. */
+  get size(): number {
+    return this.root.node.size;
+  }
+
+  get limits(): BlockLimits {
+    return this.root.node.limits;
+  }
+
+  get readOnly(): boolean {
+    return this.root.node.readOnly;
+  }
+
+  read(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
+    if (this.#heldBy !== 0) return this.#later(() => this.read(offset, buffer, flags));
+    const pending = this.root.node.read(offset, buffer, flags);
+    if (pending !== undefined) return this.#track(pending);
+  }
+
+  write(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
+    if (this.#heldBy !== 0) return this.#later(() => this.write(offset, buffer, flags));
+    const pending = this.root.node.write(offset, buffer, flags);
+    if (pending !== undefined) return this.#track(pending);
+  }
+
+  writeZeroes(offset: number, length: number, flags: RequestFlags = 0): MaybePromise<void> {
+    if (this.#heldBy !== 0) return this.#later(() => this.writeZeroes(offset, length, flags));
+    const pending = this.root.node.writeZeroes(offset, length, flags);
+    if (pending !== undefined) return this.#track(pending);
+  }
+
+  discard(offset: number, length: number): MaybePromise<void> {
+    if (this.#heldBy !== 0) return this.#later(() => this.discard(offset, length));
+    const pending = this.root.node.discard(offset, length);
+    if (pending !== undefined) return this.#track(pending);
+  }
+
+  flush(): MaybePromise<void> {
+    if (this.#heldBy !== 0) return this.#later(() => this.flush());
+    const pending = this.root.node.flush();
+    if (pending !== undefined) return this.#track(pending);
+  }
+
+  /** Status of a prefix of the range through the whole chain. */
+  blockStatus(offset: number, length: number): MaybePromise<ChainExtent> {
+    if (this.#heldBy !== 0) return this.#later(() => this.blockStatus(offset, length));
+    const pending = chainStatus(this.root.node, offset, length);
+    return pending instanceof Promise ? this.#track(pending) : pending;
+  }
+
+  /** Holds requests back, as `stop` asks; what is in flight goes on. Undone by `release`. */
+  hold(): void {
+    this.drainBegin();
+  }
+
+  release(): void {
+    this.drainEnd();
+  }
+
+  describe(): string {
+    return this.#description;
+  }
+
+  drainBegin(): void {
+    this.#heldBy++;
+    if (this.#heldBy === 1) this.#observer.drained?.(true);
+  }
+
+  drainEnd(): void {
+    if (this.#heldBy === 0) throw new Error(`${this.#description}: drain ended twice`);
+    this.#heldBy--;
+    if (this.#heldBy > 0) return;
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const submit of waiting) submit();
+    this.#observer.drained?.(false);
+  }
+
+  whenIdle(): MaybePromise<void> {
+    return this.#inFlight.whenIdle();
+  }
+
+  childResized(): void {
+    this.#observer.resized?.(this.size);
+  }
+
+  #later<T>(submit: () => MaybePromise<T>): Promise<T> {
+    return new Promise<T>((resolve, reject) => {
+      this.#waiting.push(() => {
+        try {
+          resolve(submit());
+        } catch (error) {
+          reject(error);
+        }
+      });
+    });
+  }
+
+  #track<T>(pending: Promise<T>): Promise<T> {
+    this.#inFlight.begin();
+    return pending.then(
+      (value) => {
+        this.#inFlight.end();
+        return value;
+      },
+      (error: unknown) => {
+        this.#inFlight.end();
+        throw error;
+      },
+    );
+  }
+}

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The contract between a node and the driver behind it. A node (`node.ts`) does once for all drivers
+ * what is generic: bounds, read-only, alignment, splitting by limits, tracking, dirty bitmaps,
+ * statistics. A driver does only its own work and may rely on all of that.
+ */
+import type { MaybePromise } from '../base/maybe-promise.js';
+import type { ChildEdge } from './edge.js';
+import type { NodeOptions } from './node-options.js';
+import type { PermissionMask, ShareMask } from './permissions.js';
+
+// Request flags; a bit set because they travel with every request and cost nothing.
+/** The data is on stable storage before the request completes. */
+export const REQ_FUA = 1;
+/** Write zeroes only: the range may become a hole. */
+export const REQ_MAY_UNMAP = 2;
+/** Write zeroes only: fail with DF_NOT_SUPPORTED rather than be slower than needed (fast zero). */
+export const REQ_NO_FALLBACK = 4;
+/** The write does not change what a reader sees (needs `write-unchanged` only). */
+export const REQ_WRITE_UNCHANGED = 8;
+/** Read only: bring the data close (NBD_CMD_CACHE, copy-on-read); its content is not wanted. */
+export const REQ_PREFETCH = 16;
+export type RequestFlags = number;
+
+/** What a driver asks of the requests that it gets. All in bytes; powers of two where alignment. */
+export interface BlockLimits {
+  /** Offsets and lengths are multiples of this. The node pads (read-modify-write). 1 to 64 KiB. */
+  readonly requestAlignment: number;
+  /** Buffers for direct I/O start at multiples of this in memory; others are copied. */
+  readonly memoryAlignment: number;
+  /** Longest read or write; the node splits. 0: no limit of its own. */
+  readonly maxTransfer: number;
+  /** Preferred length; a hint for NBD's preferred block size. 0: none. */
+  readonly optimalTransfer: number;
+  /** Longest write-zeroes and the alignment at which it is efficient. 0: none. */
+  readonly maxWriteZeroes: number;
+  readonly writeZeroesAlignment: number;
+  readonly maxDiscard: number;
+  readonly discardAlignment: number;
+}
+
+export const DEFAULT_LIMITS: BlockLimits = {
+  requestAlignment: 1,
+  memoryAlignment: 1,
+  maxTransfer: 0,
+  optimalTransfer: 0,
+  maxWriteZeroes: 0,
+  writeZeroesAlignment: 1,
+  maxDiscard: 0,
+  discardAlignment: 1,
+};
+
+// Flags of an extent, as block status reports them.
+/** Reading takes the bytes from this layer's own storage (they may still be zero). */
+export const STATUS_DATA = 1;
+/** The range reads as zeroes, and that is known without reading. */
+export const STATUS_ZERO = 2;
+/** This layer decides the content (not its backing node). */
+export const STATUS_ALLOCATED = 4;
+/** `hostOffset` is valid: byte `offset` of the node lies there, as it is, in `hostNode` or the driver's own file. */
+export const STATUS_OFFSET_VALID = 8;
+/** Compressed clusters: data that has no host offset. */
+export const STATUS_COMPRESSED = 16;
+
+/** One run of equal status. */
+export interface Extent {
+  /** Bytes, at least 1 and at most what was asked for. */
+  length: number;
+  /** STATUS_* bits. */
+  flags: number;
+  hostOffset?: number;
+  /** Set by filters and formats: where to ask for the rest, at `hostOffset`. */
+  delegate?: ChildEdge;
+}
+
+export type PreallocationMode = 'off' | 'metadata' | 'falloc' | 'full';
+
+/** Which features the driver has, said up front instead of found by failing. */
+export interface DriverFeatures {
+  /** `write` and `writeZeroes` honour REQ_FUA themselves; otherwise the node flushes after them. */
+  readonly fua: boolean;
+  /** `writeZeroes` exists and can be quicker than writing zero bytes. */
+  readonly writeZeroes: boolean;
+  readonly discard: boolean;
+  /** Every overlay reads through to this child where it has not allocated (role 'backing'). */
+  readonly backing: boolean;
+  /** Several writers at once, on several NBD connections, see each other's completed writes. */
+  readonly multiConn: boolean;
+}
+
+/**
+ * A driver instance behind one node.
+ *
+ * Every I/O method returns nothing (or its value) when it completed at once and a promise when it
+ * had to wait; the caller awaits only promises. Buffers belong to the caller and must not be kept
+ * once the request has ended. Requests may overlap in time; none is submitted after `close`.
+ * Failures are thrown (or rejected) as BlockError.
+ */
+export interface BlockDriver {
+  /** Name as in QMP's BlockdevDriver. */
+  readonly name: string;
+  readonly features: DriverFeatures;
+  readonly limits: BlockLimits;
+  /** Current size in bytes, below NODE_SIZE_MAX. Cheap; called for every request's bounds. */
+  readonly size: number;
+  /** True when the medium turned out not to be writable and `auto-read-only` accepted that. */
+  readonly readOnly?: boolean;
+
+  /**
+   * Reads exactly `buffer.byteLength` bytes at `offset`; aligned and in range. Bytes past the
+   * end of a node whose size is no multiple of the alignment read as zeroes.
+   */
+  read(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void>;
+  /** Writes all of `buffer`. Absent: the driver is read-only by nature. */
+  write?(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void>;
+  /**
+   * Makes the range read as zeroes; with REQ_MAY_UNMAP it may be deallocated. Throws
+   * DF_NOT_SUPPORTED when it can't do better than writing (the node then writes zero buffers,
+   * unless REQ_NO_FALLBACK).
+   */
+  writeZeroes?(offset: number, length: number, flags: RequestFlags): MaybePromise<void>;
+  /** The content of the range is no longer needed; may do nothing. */
+  discard?(offset: number, length: number): MaybePromise<void>;
+  /** Everything completed before is on stable storage afterwards (children are flushed by the node, after this). */
+  flush?(): MaybePromise<void>;
+  /** Status of a prefix of the range, at this layer alone. Absent: all data. */
+  blockStatus?(offset: number, length: number): MaybePromise<Extent>;
+  /** Changes the size. Bytes gained read as zeroes. `exact` false: a larger node is fine. */
+  truncate?(
+    size: number,
+    options: { exact: boolean; preallocation: PreallocationMode },
+  ): Promise<void>;
+
+  /**
+   * What the driver takes of, and shares on, a child, given what its own parents take and share.
+   * Absent: `filterPermissions` or `formatPermissions` by the kind of driver.
+   */
+  childPermissions?(
+    role: ChildRole,
+    parents: { taken: PermissionMask; shared: ShareMask },
+  ): { taken: PermissionMask; shared: ShareMask };
+  /**
+   * Parents' needs change: get ready (take locks, reopen for writing), throwing where it can't be had.
+   * Then exactly one of commit and abort is called; neither may fail.
+   */
+  preparePermissions?(taken: PermissionMask, shared: ShareMask): MaybePromise<void>;
+  commitPermissions?(): void;
+  abortPermissions?(): void;
+
+  /** The graph is about to change: end what the driver holds back or does by itself (queued requests pass). */
+  drainBegin?(): void;
+  drainEnd?(): void;
+
+  /** blockdev-reopen with checked options of the same driver; two-phase like permissions. */
+  prepareReopen?(options: NodeOptions): MaybePromise<void>;
+  commitReopen?(): void;
+  abortReopen?(): void;
+
+  /** The string that QEMU shows as `file`/`filename`: a path, a json: description, or ''. */
+  readonly filename: string;
+  /** Bytes that the image takes of its medium. Absent: the sum of what the children tell. */
+  allocatedSize?(): MaybePromise<number>;
+  /** Driver-specific parts of query-named-block-nodes (ImageInfoSpecific), where there are any. */
+  specificInfo?(): MaybePromise<Readonly<Record<string, unknown>> | undefined>;
+  /** Driver-specific statistics (BlockStatsSpecific). */
+  specificStats?(): Readonly<Record<string, unknown>> | undefined;
+  /** Releases everything (descriptors, locks, sockets, timers). Called once, drained. Must not throw. */
+  close(): MaybePromise<void>;
+}
+
+/** What a child is for. 'filtered' is the one child that a filter passes through. */
+export type ChildRole =
+  | 'file'
+  | 'backing'
+  | 'data-file'
+  | 'target'
+  | 'filtered'
+  | 'test'
+  | 'raw'
+  | 'log'
+  | 'child';
+
+export type DriverKind = 'protocol' | 'format' | 'filter';
+
+/** Static description of a driver: how to make an instance. One per file in driver/ and filter/. */
+export interface DriverDefinition {
+  /** Name in QMP's BlockdevDriver. */
+  readonly name: string;
+  readonly kind: DriverKind;
+  /** The children that options may name, by their key in the options ('file', 'backing', …). */
+  readonly children: readonly ChildDefinition[];
+  /**
+   * Makes an instance. Options have been validated against the QAPI schema (types, unknown keys);
+   * what depends on values is checked here. Children are attached and can be read.
+   */
+  open(options: DriverOptions, context: OpenContext): MaybePromise<BlockDriver>;
+}
+
+export interface ChildDefinition {
+  readonly key: string;
+  readonly role: ChildRole;
+  readonly required: boolean;
+}
+
+/**
+ * The validated BlockdevOptions object, wire spelling ('node-name', 'read-only'), children removed.
+ * Drivers narrow it with the schema's derived type.
+ */
+export type DriverOptions = Readonly<Record<string, unknown>>;
+
+export interface OpenContext {
+  readonly nodeName: string;
+  /** False when the node was opened `read-only`; true may still mean auto-read-only. */
+  readonly readOnly: boolean;
+  readonly autoReadOnly: boolean;
+  readonly forceShare: boolean;
+  readonly cache: { readonly direct: boolean; readonly noFlush: boolean };
+  readonly discard: 'ignore' | 'unmap';
+  /** The attached children by key; only those given. */
+  readonly children: Readonly<Record<string, ChildEdge>>;
+  child(key: string): ChildEdge;
+  /** Aborts when the opener gave up (deadline, cancelled command). */
+  readonly signal: AbortSignal;
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+/** Filters that jobs put above a node while it is in use, and take out again. */
+import type { BlockDriver, DriverKind } from './block-driver.js';
+import { drained } from './drain.js';
+import type { ChildEdge } from './edge.js';
+import { type BlockGraph, OPENING_PERMISSIONS } from './graph.js';
+import { BlockNode } from './node.js';
+
+const FILTER_KIND: DriverKind = 'filter';
+
+export interface FilterOptions {
+  /** Node name; made when absent. */
+  readonly name: string | undefined;
+  /** Key of the filter's child, as the block graph shows it: 'file' or 'backing'. */
+  readonly childName: string;
+  /** The filter's driver on the edge to the node below. */
+  readonly driver: (child: ChildEdge) => BlockDriver;
+  /** Users that stay below the filter; by default all move above it. */
+  readonly staysBelow?: (edge: ChildEdge) => boolean;
+}
+
+/**
+ * Puts a filter between `below` and its users, in a drained section.
+ * @throws BlockError when the name is bad or taken, or permissions conflict; nothing has changed then
+ */
+export async function insertFilter(
+  graph: BlockGraph,
+  below: BlockNode,
+  options: FilterOptions,
+): Promise<BlockNode> {
+  const name = graph.reserveName(options.name);
+  const filter = new BlockNode(name, FILTER_KIND, {
+    ...below.options,
+    discard: 'unmap',
+    detectZeroes: 'off',
+    given: { driver: options.driver.name, 'node-name': name },
+  });
+  try {
+    await graph.exclusive(() =>
+      drained([below], async () => {
+        const edge = await graph.addEdge(filter, below, {
+          name: options.childName,
+          role: 'filtered',
+          ...OPENING_PERMISSIONS,
+        });
+        filter.children.set(options.childName, edge);
+        filter.start(options.driver(edge));
+        graph.insert(filter);
+        await moveAbove(graph, below, filter, options);
+      }),
+    );
+  } finally {
+    graph.releaseName(name);
+  }
+  return filter;
+}
+
+async function moveAbove(
+  graph: BlockGraph,
+  below: BlockNode,
+  filter: BlockNode,
+  options: FilterOptions,
+): Promise<void> {
+  try {
+    await graph.replaceLocked(below, filter, (edge) => options.staysBelow?.(edge) !== true);
+  } catch (error) {
+    await graph.closeUnused(filter);
+    throw error;
+  }
+}
+
+/**
+ * Takes a filter out: its users go to `heir`, it is closed. For who holds the graph and has drained
+ * filter, child and heir. @throws BlockError when permissions conflict; nothing has changed then
+ */
+export async function removeFilterLocked(
+  graph: BlockGraph,
+  filter: BlockNode,
+  heir: BlockNode,
+): Promise<void> {
+  await graph.replaceLocked(filter, heir);
+  await graph.closeUnused(filter);
+}

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: MIT
+/**
+ * A vertex of the block graph. What is generic about a request is done here once: bounds, read-only,
+ * alignment, tracking, dirty bitmaps, thresholds, statistics. A request that its driver completes at
+ * once allocates no promise and no closure.
+ */
+import { BlockError } from '../base/errors.js';
+import { NODE_SIZE_MAX } from '../base/limits.js';
+import type { MaybePromise } from '../base/maybe-promise.js';
+import { RangeLock } from '../base/range-lock.js';
+import type { DirtyBitmap } from './bitmap/dirty-bitmap.js';
+import {
+  type BlockDriver,
+  type BlockLimits,
+  DEFAULT_LIMITS,
+  type DriverKind,
+  type Extent,
+  REQ_FUA,
+  REQ_MAY_UNMAP,
+  type RequestFlags,
+  STATUS_ALLOCATED,
+  STATUS_DATA,
+} from './block-driver.js';
+import type { ChildEdge, EdgeParent } from './edge.js';
+import { InFlight } from './in-flight.js';
+import type { NodeOptions } from './node-options.js';
+import { PERM_RESIZE } from './permissions.js';
+import * as shaped from './shaped-requests.js';
+import { type IoOperation, NodeStatistics } from './statistics.js';
+
+/** Stands in before a node is open and after it is closed. */
+const CLOSED_DRIVER: BlockDriver = {
+  name: 'closed',
+  features: { fua: true, writeZeroes: false, discard: false, backing: false, multiConn: false },
+  limits: DEFAULT_LIMITS,
+  size: 0,
+  filename: '',
+  read: () => {
+    throw new BlockError('DF_SHUTDOWN', 'the node is closed');
+  },
+  close: () => undefined,
+};
+
+/** What the graph wants to know of a node's I/O. */
+export interface NodeObserver {
+  writeThresholdExceeded(node: BlockNode, amountExceeded: number, threshold: number): void;
+}
+
+export class BlockNode implements EdgeParent {
+  readonly children = new Map<string, ChildEdge>();
+  /** Edges from those that use this node; kept by the graph. */
+  readonly parents = new Set<ChildEdge>();
+  readonly bitmaps = new Map<string, DirtyBitmap>();
+  /** Bitmaps that see every write: the named ones that record, and those of jobs. */
+  readonly trackers: DirtyBitmap[] = [];
+  readonly stats = new NodeStatistics();
+  readonly inFlight = new InFlight();
+  /** Held by whoever needs a range for itself: read-modify-write, copy-on-read, jobs' filters. */
+  readonly rangeLock = new RangeLock();
+  /** blockdev-add owns it: it stays without parents until blockdev-del. */
+  monitorOwned = false;
+  /** False after `blockdev-set-active`: locks and permissions below are given up, I/O is refused. */
+  active = true;
+  /** Byte offset past which a write is reported once; 0: none. */
+  writeThreshold = 0;
+  /** The bits that all parents together take, and that all of them share. */
+  taken = 0;
+  shared = 0;
+  observer: NodeObserver | undefined;
+
+  #driver: BlockDriver = CLOSED_DRIVER;
+  #quiesceCount = 0;
+  #alignMask = 0;
+  #maxTransfer = Number.POSITIVE_INFINITY;
+  #detectZeroes = false;
+  #writeGeneration = 0;
+  #flushedGeneration = 0;
+
+  constructor(
+    readonly name: string,
+    readonly kind: DriverKind,
+    public options: NodeOptions,
+  ) {}
+
+  /** The driver is open: requests may come. Called by the graph, once. */
+  start(driver: BlockDriver): void {
+    this.#driver = driver;
+    this.refreshLimits();
+  }
+
+  /** Hands the driver back to be closed; whoever still has the node gets an error. */
+  stop(): BlockDriver {
+    const driver = this.#driver;
+    this.#driver = CLOSED_DRIVER;
+    this.refreshLimits();
+    return driver;
+  }
+
+  get started(): boolean {
+    return this.#driver !== CLOSED_DRIVER;
+  }
+
+  get driver(): BlockDriver {
+    return this.#driver;
+  }
+
+  /** Bytes. */
+  get size(): number {
+    return this.#driver.size;
+  }
+
+  get limits(): BlockLimits {
+    return this.#driver.limits;
+  }
+
+  get readOnly(): boolean {
+    return this.options.readOnly || this.#driver.readOnly === true || !this.#driver.write;
+  }
+
+  /** Takes over what the driver's limits and the node's options say; after open and each change. */
+  refreshLimits(): void {
+    const { requestAlignment, maxTransfer } = this.#driver.limits;
+    this.#alignMask = requestAlignment - 1;
+    this.#maxTransfer = maxTransfer > 0 ? maxTransfer : Number.POSITIVE_INFINITY;
+    this.#detectZeroes = this.options.detectZeroes !== 'off';
+  }
+
+  /** Reads `buffer.byteLength` bytes at `offset`. @throws BlockError DF_OUT_OF_RANGE, or the driver's */
+  read(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
+    const length = buffer.byteLength;
+    if (offset < 0 || offset + length > this.#driver.size)
+      throw this.#outOfRange('read', offset, length);
+    const started = this.stats.start();
+    let pending: MaybePromise<void>;
+    try {
+      if (((offset | length) & this.#alignMask) !== 0 || length > this.#maxTransfer) {
+        pending = shaped.read(this, offset, buffer, flags);
+      } else {
+        pending = this.#driver.read(offset, buffer, flags);
+      }
+    } catch (error) {
+      this.stats.failed('read', length, started);
+      throw error;
+    }
+    if (pending !== undefined) return this.#track(pending, 'read', length, started);
+    this.stats.done('read', offset, length, started);
+  }
+
+  /** Writes all of `buffer`; REQ_FUA: on stable storage before it completes. */
+  write(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
+    const length = buffer.byteLength;
+    this.#checkWrite('write', offset, length);
+    const started = this.stats.start();
+    let pending: MaybePromise<void>;
+    try {
+      const plain =
+        ((offset | length) & this.#alignMask) === 0 &&
+        length <= this.#maxTransfer &&
+        this.rangeLock.count === 0 &&
+        !this.#detectZeroes &&
+        ((flags & REQ_FUA) === 0 || this.#driver.features.fua);
+      if (plain) pending = this.#driver.write?.(offset, buffer, flags);
+      else pending = shaped.write(this, offset, buffer, flags);
+    } catch (error) {
+      this.#wrote(offset, length);
+      this.stats.failed('write', length, started);
+      throw error;
+    }
+    if (pending !== undefined) return this.#trackWrite(pending, 'write', offset, length, started);
+    this.#wrote(offset, length);
+    this.stats.done('write', offset, length, started);
+  }
+
+  /** Makes the range read as zeroes, by the quickest way that the flags allow. */
+  writeZeroes(offset: number, length: number, flags: RequestFlags = 0): MaybePromise<void> {
+    this.#checkWrite('write zeroes', offset, length);
+    if (length === 0) return;
+    const started = this.stats.start();
+    const allowed = this.options.discard === 'unmap' ? flags : flags & ~REQ_MAY_UNMAP;
+    const pending = shaped.writeZeroes(this, offset, length, allowed);
+    if (pending !== undefined) return this.#trackWrite(pending, 'write', offset, length, started);
+    this.#wrote(offset, length);
+    this.stats.done('write', offset, length, started);
+  }
+
+  /** The range's content is no longer needed. Does nothing where the node's `discard` is ignore. */
+  discard(offset: number, length: number): MaybePromise<void> {
+    this.#checkWrite('discard', offset, length);
+    if (this.options.discard !== 'unmap' || this.#driver.discard === undefined) return;
+    const started = this.stats.start();
+    const pending = shaped.discard(this, offset, length);
+    if (pending !== undefined) return this.#trackWrite(pending, 'unmap', offset, length, started);
+    this.#wrote(offset, length);
+    this.stats.done('unmap', offset, length, started);
+  }
+
+  /**
+   * What was written and acknowledged before is on stable storage afterwards, here and below.
+   * Nothing is done when nothing was written since the last flush.
+   */
+  flush(): MaybePromise<void> {
+    const generation = this.#writeGeneration;
+    if (generation === this.#flushedGeneration) return;
+    const started = this.stats.start();
+    const pending = shaped.flush(this);
+    if (pending === undefined) {
+      this.#flushedGeneration = generation;
+      this.stats.done('flush', 0, 0, started);
+      return;
+    }
+    const flushed = pending.then(() => {
+      if (generation > this.#flushedGeneration) this.#flushedGeneration = generation;
+    });
+    return this.#track(flushed, 'flush', 0, started);
+  }
+
+  /** Status of a prefix of the range at this layer. A driver that can't tell has data everywhere. */
+  blockStatus(offset: number, length: number): MaybePromise<Extent> {
+    if (offset < 0 || length <= 0 || offset + length > this.size) {
+      throw this.#outOfRange('block status', offset, length);
+    }
+    if (this.#driver.blockStatus === undefined) {
+      return { length, flags: STATUS_DATA | STATUS_ALLOCATED };
+    }
+    const pending = this.#driver.blockStatus(offset, length);
+    if (!(pending instanceof Promise)) return pending;
+    this.inFlight.begin();
+    return pending.finally(() => this.inFlight.end());
+  }
+
+  /** Counts changes: equal before and after means that nothing was written in between. */
+  get writeGeneration(): number {
+    return this.#writeGeneration;
+  }
+
+  /** True while parents must submit nothing. */
+  get quiesced(): boolean {
+    return this.#quiesceCount > 0;
+  }
+
+  describe(): string {
+    return `node '${this.name}'`;
+  }
+
+  /** As a parent of drained children, and as the one who is drained: nobody above submits. */
+  drainBegin(): void {
+    this.#quiesceCount++;
+    if (this.#quiesceCount > 1) return;
+    this.#driver.drainBegin?.();
+    for (const edge of this.parents) {
+      edge.parentDrained = true;
+      edge.parent.drainBegin();
+    }
+  }
+
+  drainEnd(): void {
+    if (this.#quiesceCount === 0) throw new Error(`node '${this.name}': drain ended twice`);
+    this.#quiesceCount--;
+    if (this.#quiesceCount > 0) return;
+    this.#driver.drainEnd?.();
+    for (const edge of [...this.parents]) {
+      if (!edge.parentDrained) continue;
+      edge.parentDrained = false;
+      edge.parent.drainEnd();
+    }
+  }
+
+  /** When nothing is in flight, here or above. */
+  whenIdle(): MaybePromise<void> {
+    for (const edge of this.parents) {
+      if (edge.parent.whenIdle() !== undefined) return this.#settle();
+    }
+    if (this.inFlight.count > 0) return this.#settle();
+  }
+
+  /** A child's size changed: sizes above follow. */
+  childResized(): void {
+    for (const edge of this.parents) edge.parent.childResized?.(edge);
+  }
+
+  /** Used when a write's bytes are known to have changed without passing `write` (truncate, jobs). */
+  markDirty(offset: number, length: number): void {
+    this.#writeGeneration++;
+    for (const bitmap of this.trackers) bitmap.setDirty(offset, length);
+  }
+
+  async #settle(): Promise<void> {
+    for (let waited = true; waited; ) {
+      waited = false;
+      for (const edge of [...this.parents]) {
+        const pending = edge.parent.whenIdle();
+        if (pending === undefined) continue;
+        await pending;
+        waited = true;
+      }
+      if (this.inFlight.count > 0) {
+        await this.inFlight.whenIdle();
+        waited = true;
+      }
+    }
+  }
+
+  #track(
+    pending: Promise<void>,
+    operation: IoOperation,
+    length: number,
+    started: number,
+  ): Promise<void> {
+    this.inFlight.begin();
+    return pending.then(
+      () => {
+        this.stats.done(operation, 0, length, started);
+        this.inFlight.end();
+      },
+      (error: unknown) => {
+        this.stats.failed(operation, length, started);
+        this.inFlight.end();
+        throw error;
+      },
+    );
+  }
+
+  #trackWrite(
+    pending: Promise<void>,
+    operation: IoOperation,
+    offset: number,
+    length: number,
+    started: number,
+  ): Promise<void> {
+    const write = { offset, length, done: pending };
+    this.inFlight.begin();
+    this.inFlight.addWrite(write);
+    return pending.then(
+      () => {
+        this.#wrote(offset, length);
+        this.stats.done(operation, offset, length, started);
+        this.inFlight.removeWrite(write);
+        this.inFlight.end();
+      },
+      (error: unknown) => {
+        // A failed write may have changed some of its bytes.
+        this.#wrote(offset, length);
+        this.stats.failed(operation, length, started);
+        this.inFlight.removeWrite(write);
+        this.inFlight.end();
+        throw error;
+      },
+    );
+  }
+
+  #wrote(offset: number, length: number): void {
+    this.#writeGeneration++;
+    for (const bitmap of this.trackers) bitmap.setDirty(offset, length);
+    const threshold = this.writeThreshold;
+    if (threshold !== 0 && offset + length > threshold) {
+      this.writeThreshold = 0;
+      this.observer?.writeThresholdExceeded(this, offset + length - threshold, threshold);
+    }
+  }
+
+  #checkWrite(op: string, offset: number, length: number): void {
+    if (this.readOnly) {
+      throw new BlockError('DF_READ_ONLY', `Block node '${this.name}' is read-only`, {
+        node: this.name,
+        op,
+      });
+    }
+    if (offset < 0 || offset + length <= this.#driver.size) {
+      if (offset >= 0) return;
+    } else if ((this.taken & PERM_RESIZE) !== 0 && this.#driver.truncate !== undefined) {
+      if (offset + length <= NODE_SIZE_MAX) return;
+    }
+    throw this.#outOfRange(op, offset, length);
+  }
+
+  #outOfRange(op: string, offset: number, length: number): BlockError {
+    return new BlockError(
+      'DF_OUT_OF_RANGE',
+      `${op} of ${length} bytes at ${offset} reaches past the end of node '${this.name}', ${this.size} bytes`,
+      { node: this.name, op, offset, length },
+    );
+  }
+}

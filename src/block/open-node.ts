@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+/** From a BlockdevOptions object to an open node with its children: `blockdev-add`. */
+import { BlockError } from '../base/errors.js';
+import type {
+  ChildDefinition,
+  DriverDefinition,
+  DriverOptions,
+  OpenContext,
+} from './block-driver.js';
+import type { ChildEdge } from './edge.js';
+import { type BlockGraph, OPENING_PERMISSIONS } from './graph.js';
+import { BlockNode } from './node.js';
+import {
+  type InheritedOptions,
+  inheritedByChild,
+  type NodeOptions,
+  parseNodeOptions,
+  ROOT_DEFAULTS,
+} from './node-options.js';
+
+export interface OpenOptions {
+  /** Gives up opening (a server that says nothing). Default: never. */
+  readonly signal?: AbortSignal;
+  readonly inherited?: InheritedOptions;
+  /** The monitor owns the node: it stays without parents. */
+  readonly monitorOwned?: boolean;
+}
+
+/**
+ * Opens a node and the children that its options define. All or nothing: on failure everything
+ * opened on the way is closed again.
+ *
+ * @param given validated against the schema; wire spelling
+ * @throws BlockError naming what was wrong
+ */
+export async function openNode(
+  graph: BlockGraph,
+  given: DriverOptions,
+  options: OpenOptions = {},
+): Promise<BlockNode> {
+  const definition = graph.drivers.get(String(given.driver));
+  const nodeOptions = parseNodeOptions(given, options.inherited ?? ROOT_DEFAULTS);
+  const name = graph.reserveName(given['node-name'] as string | undefined);
+  const node = new BlockNode(name, definition.kind, nodeOptions);
+  try {
+    await openChildren(graph, node, definition, options);
+    await openDriver(graph, node, definition, options);
+  } catch (error) {
+    graph.releaseName(name);
+    await graph.exclusive(() => graph.dropChildren(node));
+    throw error;
+  }
+  return node;
+}
+
+async function openChildren(
+  graph: BlockGraph,
+  node: BlockNode,
+  definition: DriverDefinition,
+  options: OpenOptions,
+): Promise<void> {
+  for (const child of definition.children) {
+    const value = node.options.given[child.key];
+    if (value === undefined || value === null) {
+      if (!child.required) continue;
+      throw new BlockError('DF_INVALID', `A block device must be specified for "${child.key}"`);
+    }
+    await openChild(graph, node, { definition, child, value }, options);
+  }
+}
+
+async function openChild(
+  graph: BlockGraph,
+  node: BlockNode,
+  wanted: { definition: DriverDefinition; child: ChildDefinition; value: unknown },
+  options: OpenOptions,
+): Promise<void> {
+  const { definition, child, value } = wanted;
+  const inline = typeof value === 'object';
+  const below = inline
+    ? await openNode(graph, value as DriverOptions, {
+        ...options,
+        monitorOwned: false,
+        inherited: inheritedByChild(node.options, definition.kind, child.role),
+      })
+    : undefined;
+  await graph.exclusive(async () => {
+    const target = below ?? graph.get(String(value));
+    try {
+      const edge = await graph.addEdge(node, target, {
+        name: child.key,
+        role: child.role,
+        ...OPENING_PERMISSIONS,
+      });
+      node.children.set(child.key, edge);
+    } catch (error) {
+      if (below !== undefined) await graph.closeUnused(below);
+      throw error;
+    }
+  });
+}
+
+async function openDriver(
+  graph: BlockGraph,
+  node: BlockNode,
+  definition: DriverDefinition,
+  options: OpenOptions,
+): Promise<void> {
+  const context = openContext(node, options.signal ?? new AbortController().signal);
+  const driver = await definition.open(driverOptions(definition, node.options), context);
+  await graph.exclusive(async () => {
+    node.start(driver);
+    try {
+      if (driver.readOnly === true && !node.options.readOnly && !node.options.autoReadOnly) {
+        throw new BlockError('DF_READ_ONLY', `Block node '${node.name}' is read-only`);
+      }
+      await graph.updatePermissions([node]);
+    } catch (error) {
+      await node.stop().close();
+      throw error;
+    }
+    node.monitorOwned = options.monitorOwned === true;
+    graph.insert(node);
+  });
+}
+
+/** The driver's own options: what was given, children and base options left in place by name. */
+export function driverOptions(
+  definition: DriverDefinition,
+  { given }: Pick<NodeOptions, 'given'>,
+): DriverOptions {
+  const children = new Set(definition.children.map(({ key }) => key));
+  return Object.fromEntries(Object.entries(given).filter(([key]) => !children.has(key)));
+}
+
+export function openContext(node: BlockNode, signal: AbortSignal): OpenContext {
+  const { options } = node;
+  const children: Readonly<Record<string, ChildEdge>> = Object.fromEntries(node.children);
+  return {
+    nodeName: node.name,
+    readOnly: options.readOnly,
+    autoReadOnly: options.autoReadOnly,
+    forceShare: options.forceShare,
+    cache: options.cache,
+    discard: options.discard,
+    children,
+    child(key) {
+      const edge = children[key];
+      if (edge === undefined) throw new Error(`node '${node.name}' has no child '${key}'`);
+      return edge;
+    },
+    signal,
+  };
+}

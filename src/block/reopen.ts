@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+/**
+ * `blockdev-reopen`: other options for open nodes. The nodes are drained; drivers get ready, children
+ * and permissions change, then all commit, or all is as before.
+ */
+import { BlockError } from '../base/errors.js';
+import type { ChildDefinition, DriverDefinition, DriverOptions } from './block-driver.js';
+import { drained } from './drain.js';
+import type { ChildEdge } from './edge.js';
+import { type BlockGraph, OPENING_PERMISSIONS } from './graph.js';
+import type { BlockNode } from './node.js';
+import { type NodeOptions, parseNodeOptions, ROOT_DEFAULTS } from './node-options.js';
+
+interface Step {
+  readonly node: BlockNode;
+  readonly before: NodeOptions;
+  readonly after: NodeOptions;
+  /** Children that change: the edge that goes, the node that comes. */
+  readonly children: { key: string; old: ChildEdge | undefined; next: BlockNode | undefined }[];
+}
+
+/**
+ * @param list complete new options of each node, as blockdev-add would take them (what is not named
+ *   goes back to its default); children by name only
+ * @throws BlockError naming the node and what can't be changed; nothing has changed then
+ */
+export function reopenNodes(graph: BlockGraph, list: readonly DriverOptions[]): Promise<void> {
+  return graph.exclusive(() => {
+    const steps = list.map((given) => plan(graph, given));
+    return drained(
+      steps.map(({ node }) => node),
+      () => carryOut(graph, steps),
+    );
+  });
+}
+
+function plan(graph: BlockGraph, given: DriverOptions): Step {
+  const name = given['node-name'];
+  if (typeof name !== 'string') throw new BlockError('DF_INVALID', 'node-name not specified');
+  const node = graph.find(name);
+  if (node === undefined) {
+    throw new BlockError('DF_NOT_FOUND', `Failed to find node with node-name='${name}'`);
+  }
+  if (given.driver !== node.driver.name) {
+    throw new BlockError('DF_INVALID', "Cannot change the option 'driver'", { node: name });
+  }
+  const definition = graph.drivers.get(node.driver.name);
+  return {
+    node,
+    before: node.options,
+    after: parseNodeOptions(given, ROOT_DEFAULTS),
+    children: definition.children.flatMap((child) => planChild(graph, node, given, child)),
+  };
+}
+
+function planChild(
+  graph: BlockGraph,
+  node: BlockNode,
+  given: DriverOptions,
+  child: ChildDefinition,
+): Step['children'] {
+  const value = given[child.key];
+  const old = node.children.get(child.key);
+  if (value === undefined) return [];
+  if (value === null) {
+    if (child.required) throw cannotChange(child.key);
+    return old === undefined ? [] : [{ key: child.key, old, next: undefined }];
+  }
+  if (typeof value === 'object') {
+    // An inline definition describes the child that is there; it can't make another.
+    if (old !== undefined && (value as DriverOptions)['node-name'] === old.node.name) return [];
+    throw cannotChange(child.key);
+  }
+  const next = graph.get(String(value));
+  return next === old?.node ? [] : [{ key: child.key, old, next }];
+}
+
+const cannotChange = (key: string): BlockError =>
+  new BlockError('DF_INVALID', `Cannot change the option '${key}'`);
+
+async function carryOut(graph: BlockGraph, steps: readonly Step[]): Promise<void> {
+  const undo: (() => void | Promise<void>)[] = [];
+  const commit: (() => void | Promise<void>)[] = [];
+  try {
+    for (const step of steps) await prepareStep(graph, step, undo, commit);
+    await graph.updatePermissions(steps.map(({ node }) => node));
+  } catch (error) {
+    for (const back of undo.reverse()) await back();
+    await graph.updatePermissions(steps.map(({ node }) => node));
+    throw error;
+  }
+  for (const act of commit) await act();
+  for (const { node } of steps) node.refreshLimits();
+}
+
+async function prepareStep(
+  graph: BlockGraph,
+  step: Step,
+  undo: (() => void | Promise<void>)[],
+  commit: (() => void | Promise<void>)[],
+): Promise<void> {
+  const { node, before, after } = step;
+  checkDriverOptions(graph.drivers.get(node.driver.name), node, step);
+  if (after.readOnly && !before.readOnly) await node.flush();
+  node.options = after;
+  undo.push(() => {
+    node.options = before;
+  });
+  if (node.driver.prepareReopen !== undefined) {
+    await node.driver.prepareReopen(after);
+    undo.push(() => node.driver.abortReopen?.());
+    commit.push(() => node.driver.commitReopen?.());
+  }
+  for (const { key, old, next } of step.children) {
+    const edge = next === undefined ? undefined : await newChild(graph, node, key, next);
+    if (edge === undefined) node.children.delete(key);
+    else node.children.set(key, edge);
+    undo.push(async () => {
+      if (old === undefined) node.children.delete(key);
+      else node.children.set(key, old);
+      if (edge !== undefined) await graph.removeEdge(edge);
+    });
+    if (old !== undefined) commit.push(() => graph.removeEdge(old));
+  }
+}
+
+function newChild(
+  graph: BlockGraph,
+  node: BlockNode,
+  key: string,
+  next: BlockNode,
+): Promise<ChildEdge> {
+  const definition = graph.drivers.get(node.driver.name);
+  const role = definition.children.find((child) => child.key === key)?.role ?? 'child';
+  return graph.addEdge(node, next, { name: key, role, ...OPENING_PERMISSIONS });
+}
+
+const BASE_OPTIONS = new Set([
+  'driver',
+  'node-name',
+  'discard',
+  'cache',
+  'read-only',
+  'auto-read-only',
+  'force-share',
+  'detect-zeroes',
+]);
+
+/** A driver without `prepareReopen` takes no other values for its own options. */
+function checkDriverOptions(definition: DriverDefinition, node: BlockNode, step: Step): void {
+  if (node.driver.prepareReopen !== undefined) return;
+  const skipped = new Set([...BASE_OPTIONS, ...definition.children.map(({ key }) => key)]);
+  const keys = new Set([...Object.keys(step.before.given), ...Object.keys(step.after.given)]);
+  for (const key of keys) {
+    if (skipped.has(key)) continue;
+    if (JSON.stringify(step.before.given[key]) !== JSON.stringify(step.after.given[key])) {
+      throw cannotChange(key);
+    }
+  }
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+/** What jobs that move blocks have beyond job.ts: speed, error policies, I/O status. */
+import { errnoName } from '../base/errors.js';
+import { RateLimit } from '../base/rate-limit.js';
+import { Job, type JobObserver, type JobOptions } from './job.js';
+
+export type ErrorPolicy = 'report' | 'ignore' | 'stop' | 'enospc' | 'auto';
+export type ErrorAction = 'report' | 'ignore' | 'stop';
+export type IoStatus = 'ok' | 'failed' | 'nospace';
+
+export interface BlockJobOptions extends JobOptions {
+  /** Bytes a second, 0: as fast as it goes. A bigint where a client sent more than a number holds. */
+  readonly speed?: number | bigint;
+  readonly onSourceError?: ErrorPolicy;
+  readonly onTargetError?: ErrorPolicy;
+}
+
+export interface BlockJobObserver extends JobObserver {
+  /** An I/O error of the job, and what its policy made of it. */
+  ioError(job: BlockJob, operation: 'read' | 'write', action: ErrorAction, error: unknown): void;
+}
+
+export abstract class BlockJob extends Job {
+  override readonly observer: BlockJobObserver;
+  /** As it was given, so that queries and events echo it exactly. */
+  speed: number | bigint;
+  ioStatus: IoStatus = 'ok';
+  readonly onSourceError: ErrorPolicy;
+  readonly onTargetError: ErrorPolicy;
+  protected readonly rate: RateLimit;
+
+  constructor(options: BlockJobOptions, observer: BlockJobObserver) {
+    super(options, observer);
+    this.observer = observer;
+    this.speed = options.speed ?? 0;
+    this.onSourceError = options.onSourceError ?? 'report';
+    this.onTargetError = options.onTargetError ?? 'report';
+    this.rate = new RateLimit(Number(this.speed), () => performance.now());
+  }
+
+  /** @param speed bytes a second, 0: no limit */
+  setSpeed(speed: number | bigint): void {
+    this.checkVerb('set-speed');
+    this.speed = speed;
+    this.rate.bytesPerSecond = Number(speed);
+    this.wakeUp();
+  }
+
+  /** Applies the policy to an I/O error: reports it, pauses where it says stop. */
+  protected ioFailed(operation: 'read' | 'write', error: unknown): ErrorAction {
+    const policy = operation === 'read' ? this.onSourceError : this.onTargetError;
+    const noSpace = errnoName(error) === 'ENOSPC';
+    const action = actionOf(policy, noSpace);
+    if (action === 'stop') {
+      if (this.ioStatus === 'ok') this.ioStatus = noSpace ? 'nospace' : 'failed';
+      this.stopForUser();
+    }
+    this.observer.ioError(this, operation, action, error);
+    return action;
+  }
+
+  protected override userResumed(): void {
+    this.ioStatus = 'ok';
+  }
+}
+
+function actionOf(policy: ErrorPolicy, noSpace: boolean): ErrorAction {
+  if (policy === 'enospc' || policy === 'auto') return noSpace ? 'stop' : 'report';
+  return policy;
+}

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The pipeline that empties a dirty bitmap: takes runs of dirty granules, asks the source what they
+ * are, copies data and writes zeroes to the target, with a window of bytes in flight.
+ *
+ * A granule's bit is cleared before it is read; a write that comes in between sets it again, so the
+ * granule is copied again. Two copies of one range are never in flight together.
+ */
+import type { MaybePromise } from '../base/maybe-promise.js';
+import type { RateLimit } from '../base/rate-limit.js';
+import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
+import { REQ_MAY_UNMAP, STATUS_ZERO } from '../block/block-driver.js';
+import type { ChainExtent } from '../block/block-status.js';
+import { isZero } from '../block/shaped-requests.js';
+
+/** Longest run that is zeroed at once, bytes; bounds what one request holds up. */
+const ZERO_RUN_MAX = 1 << 30;
+
+export interface CopySource {
+  read(offset: number, buffer: Buffer): MaybePromise<void>;
+  blockStatus(offset: number, length: number): MaybePromise<ChainExtent>;
+  /** Counts changes of the source; equal before and after means that a status still holds. */
+  readonly generation: number;
+}
+
+export interface CopyTarget {
+  write(offset: number, buffer: Buffer): MaybePromise<void>;
+  writeZeroes(offset: number, length: number, flags: number): MaybePromise<void>;
+}
+
+export interface CopyLoopOptions {
+  readonly bitmap: DirtyBitmap;
+  readonly size: number;
+  readonly source: CopySource;
+  readonly target: CopyTarget;
+  readonly rate: RateLimit;
+  /** Longest data request, bytes; a multiple of the bitmap's granularity. */
+  readonly chunkLength: number;
+  /** Bytes in flight at most. */
+  readonly windowLength: number;
+  /** Zeroes may become holes in the target. */
+  readonly unmap: boolean;
+  readonly copied: (length: number) => void;
+  /** An error's consequence: true to go on (the range is dirty again), false to fail the loop. */
+  readonly failed: (operation: 'read' | 'write', error: unknown) => boolean;
+}
+
+interface Operation {
+  readonly offset: number;
+  readonly length: number;
+}
+
+type Picked = Operation & { readonly zero: boolean };
+
+/** Why `run` returned. */
+export type CopyLoopEnd = 'clean' | 'yielded';
+
+/** A failed copy; `operation` says which side. */
+class CopyError extends Error {
+  constructor(
+    readonly operation: 'read' | 'write',
+    cause: unknown,
+  ) {
+    super('copy failed', { cause });
+  }
+}
+
+/** Pause after an error that is ignored, so that a dead disk is not hammered, milliseconds. */
+const RETRY_DELAY_MS = 100;
+
+export class CopyLoop {
+  readonly #options: CopyLoopOptions;
+  readonly #operations = new Set<Operation>();
+  readonly #buffers: Buffer[] = [];
+  #cursor = 0;
+  #bytesInFlight = 0;
+  #failure: unknown;
+  #retryAt = 0;
+  #wake: (() => void) | undefined;
+  #woken = false;
+  #timer: NodeJS.Timeout | undefined;
+  #status: { extent: ChainExtent; offset: number; generation: number } | undefined;
+
+  constructor(options: CopyLoopOptions) {
+    this.#options = options;
+  }
+
+  /** Bytes that are being copied now. */
+  get bytesInFlight(): number {
+    return this.#bytesInFlight;
+  }
+
+  /**
+   * Copies until nothing is dirty, or `shouldYield` says so; nothing is in flight when it returns.
+   * @throws the first error that `failed` did not forgive
+   */
+  async run(shouldYield: () => boolean): Promise<CopyLoopEnd> {
+    try {
+      for (;;) {
+        const more = await this.#pump(shouldYield);
+        if (this.#operations.size === 0) {
+          if (this.#failure !== undefined) throw this.#failure;
+          if (shouldYield()) return 'yielded';
+          if (!more) return 'clean';
+        }
+        await this.#sleep();
+      }
+    } finally {
+      this.#buffers.length = 0;
+      this.#status = undefined;
+    }
+  }
+
+  /** Looks again: something that it waits for may have changed. */
+  wakeUp(): void {
+    this.#woken = true;
+    this.#wake?.();
+  }
+
+  /** Starts what the window allows. True when there is more to do than what is in flight. */
+  async #pump(shouldYield: () => boolean): Promise<boolean> {
+    const { bitmap, rate, windowLength } = this.#options;
+    while (!shouldYield() && this.#failure === undefined) {
+      if (bitmap.count === 0) return false;
+      if (this.#bytesInFlight >= windowLength) return true;
+      const delay = Math.max(rate.delayMs(), this.#retryAt - performance.now());
+      if (delay > 0) {
+        this.#wakeAfter(delay);
+        return true;
+      }
+      const picked = await this.#pick();
+      if (picked === undefined) {
+        if (this.#operations.size > 0 || this.#failure !== undefined) return true;
+        continue; // asking for the status failed and was forgiven: again after the delay
+      }
+      this.#start(picked);
+    }
+    return bitmap.count > 0;
+  }
+
+  /** The next run that nothing in flight overlaps, with its bits cleared; undefined when all overlap. */
+  async #pick(): Promise<Picked | undefined> {
+    for (;;) {
+      const run = this.#nextFreeRun();
+      if (run === undefined) return undefined;
+      const { source } = this.#options;
+      const pending = this.#statusOf(run);
+      const extent = pending instanceof Promise ? await this.#readStatus(pending) : pending;
+      if (extent === undefined) return undefined;
+      if (this.#status?.generation !== source.generation) {
+        this.#status = undefined;
+        // The source has changed while we asked: what we heard may be old.
+        if (pending instanceof Promise) continue;
+      }
+      return this.#take(run, extent);
+    }
+  }
+
+  async #readStatus(pending: Promise<ChainExtent>): Promise<ChainExtent | undefined> {
+    try {
+      return await pending;
+    } catch (error) {
+      this.#noteError(new CopyError('read', error));
+      return undefined;
+    }
+  }
+
+  #take(run: Operation, extent: ChainExtent): Picked {
+    const { bitmap, chunkLength, size, rate } = this.#options;
+    const zero = (extent.flags & STATUS_ZERO) !== 0;
+    const granule = bitmap.granularity;
+    const longest = zero ? ZERO_RUN_MAX : rate.sliceLength(chunkLength, granule);
+    let length = Math.min(run.length, extent.length, longest);
+    const end = run.offset + length;
+    // Bits are cleared for whole granules only; a granule of mixed status is copied as data.
+    const whole = end === size ? length : length - (end % granule);
+    const mixed = whole <= 0;
+    length = mixed ? Math.min(granule - (run.offset % granule), run.length) : whole;
+    bitmap.resetDirty(run.offset, length);
+    this.#cursor = run.offset + length;
+    return { offset: run.offset, length, zero: zero && !mixed };
+  }
+
+  #nextFreeRun(): Operation | undefined {
+    const { bitmap, size } = this.#options;
+    let from = this.#cursor >= size ? 0 : this.#cursor;
+    for (let wraps = 0; wraps < 2; ) {
+      const run = bitmap.nextDirtyRun(from, ZERO_RUN_MAX);
+      if (run === undefined) {
+        wraps++;
+        from = 0;
+        continue;
+      }
+      const clear = this.#clip(run);
+      if (typeof clear !== 'number') return clear;
+      from = clear;
+      if (from >= size) {
+        wraps++;
+        from = 0;
+      }
+    }
+    return undefined;
+  }
+
+  /** The part of the run before anything in flight, or (when it begins in such) where to look on. */
+  #clip(run: Operation): Operation | number {
+    const { size } = this.#options;
+    let end = Math.min(run.offset + run.length, size);
+    for (const busy of this.#operations) {
+      const busyEnd = busy.offset + busy.length;
+      if (busy.offset <= run.offset && run.offset < busyEnd) return busyEnd;
+      if (busy.offset > run.offset && busy.offset < end) end = busy.offset;
+    }
+    return { offset: run.offset, length: end - run.offset };
+  }
+
+  #statusOf(run: Operation): MaybePromise<ChainExtent> {
+    const { source } = this.#options;
+    const known = this.#status;
+    if (known !== undefined && known.generation === source.generation) {
+      const ahead = run.offset - known.offset;
+      if (ahead >= 0 && ahead < known.extent.length) {
+        return { ...known.extent, length: known.extent.length - ahead };
+      }
+    }
+    const generation = source.generation;
+    const remember = (extent: ChainExtent): ChainExtent => {
+      this.#status = { extent, offset: run.offset, generation };
+      return extent;
+    };
+    // A long look ahead serves the runs that follow.
+    const pending = source.blockStatus(
+      run.offset,
+      Math.min(ZERO_RUN_MAX, this.#options.size - run.offset),
+    );
+    return pending instanceof Promise ? pending.then(remember) : remember(pending);
+  }
+
+  #start(picked: Picked): void {
+    this.#operations.add(picked);
+    this.#bytesInFlight += picked.zero ? 0 : picked.length;
+    this.#options.rate.spend(picked.zero ? 0 : picked.length);
+    const work = picked.zero ? this.#zero(picked) : this.#copy(picked);
+    work.then(
+      () => this.#ended(picked, undefined),
+      (error: unknown) => this.#ended(picked, error),
+    );
+  }
+
+  async #zero({ offset, length }: Operation): Promise<void> {
+    const flags = this.#options.unmap ? REQ_MAY_UNMAP : 0;
+    try {
+      await this.#options.target.writeZeroes(offset, length, flags);
+    } catch (error) {
+      throw new CopyError('write', error);
+    }
+  }
+
+  async #copy(operation: Operation): Promise<void> {
+    const { source, target } = this.#options;
+    const { offset, length } = operation;
+    const whole = this.#buffers.pop() ?? Buffer.allocUnsafeSlow(this.#options.chunkLength);
+    const buffer = whole.subarray(0, length);
+    try {
+      try {
+        const pending = source.read(offset, buffer);
+        if (pending !== undefined) await pending;
+      } catch (error) {
+        throw new CopyError('read', error);
+      }
+      if (isZero(buffer)) return await this.#zero(operation);
+      try {
+        const pending = target.write(offset, buffer);
+        if (pending !== undefined) await pending;
+      } catch (error) {
+        throw new CopyError('write', error);
+      }
+    } finally {
+      this.#buffers.push(whole);
+    }
+  }
+
+  #ended(picked: Picked, error: unknown): void {
+    const { bitmap, copied } = this.#options;
+    this.#operations.delete(picked);
+    this.#bytesInFlight -= picked.zero ? 0 : picked.length;
+    if (error === undefined) copied(picked.length);
+    else {
+      bitmap.setDirty(picked.offset, picked.length);
+      this.#noteError(error);
+    }
+    this.wakeUp();
+  }
+
+  #noteError(error: unknown): void {
+    const copyError = error instanceof CopyError ? error : new CopyError('read', error);
+    const goOn = this.#options.failed(copyError.operation, copyError.cause);
+    if (goOn) this.#retryAt = performance.now() + RETRY_DELAY_MS;
+    else this.#failure ??= copyError.cause;
+  }
+
+  #wakeAfter(delayMs: number): void {
+    if (this.#timer !== undefined) return;
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined;
+      this.wakeUp();
+    }, delayMs);
+  }
+
+  async #sleep(): Promise<void> {
+    if (!this.#woken) {
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+      this.#wake = undefined;
+    }
+    this.#woken = false;
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+/** Jobs that take effect together or not at all. A job by itself is a transaction of one. */
+import type { Job } from './job.js';
+
+export class JobTransaction {
+  readonly #jobs = new Set<Job>();
+  #aborting = false;
+
+  add(job: Job): void {
+    this.#jobs.add(job);
+  }
+
+  /** One more has done its work: when all have, they become pending, and conclude if they may. */
+  succeeded(): void {
+    if (this.#aborting) {
+      this.#abortIdle();
+      return;
+    }
+    const jobs = [...this.#jobs];
+    if (!jobs.every((job) => job.state === 'waiting')) return;
+    for (const job of jobs) job.setState('pending');
+    if (jobs.every((job) => job.autoFinalize)) void this.finalize();
+  }
+
+  /** Lets all pending jobs take effect; undoes all when one can't. Never rejects. */
+  async finalize(): Promise<void> {
+    const jobs = [...this.#jobs];
+    for (const job of jobs) {
+      try {
+        await job.takeEffect('prepare');
+      } catch (error) {
+        job.fail(error);
+        this.failed(job);
+        return;
+      }
+    }
+    for (const job of jobs) {
+      this.#jobs.delete(job);
+      await job.takeEffect('commit');
+    }
+  }
+
+  /** One has failed or was cancelled: the others are cancelled, and all are undone as they end. */
+  failed(failed: Job): void {
+    if (!this.#aborting) {
+      this.#aborting = true;
+      for (const job of this.#jobs) {
+        if (job !== failed) job.cancelNow({ force: true });
+      }
+    }
+    this.#jobs.delete(failed);
+    void failed.undo();
+    this.#abortIdle();
+  }
+
+  #abortIdle(): void {
+    for (const job of [...this.#jobs]) {
+      if (job.state !== 'waiting' && job.state !== 'pending' && job.state !== 'created') continue;
+      this.#jobs.delete(job);
+      void job.undo();
+    }
+  }
+}

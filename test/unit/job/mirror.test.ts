@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT
+import { describe, expect, it } from 'vitest';
+import { BlockBackend } from '../../../src/block/backend.js';
+import type { BlockGraph } from '../../../src/block/graph.js';
+import type { BlockNode } from '../../../src/block/node.js';
+import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../src/block/permissions.js';
+import type { Job } from '../../../src/job/job.js';
+import { JobRegistry } from '../../../src/job/job-registry.js';
+import { MirrorJob, type MirrorOptions } from '../../../src/job/mirror.js';
+import { memoryGraph } from '../../support/memory-driver.js';
+
+const SIZE = 1 << 20;
+
+interface Bench {
+  graph: BlockGraph;
+  source: BlockNode;
+  target: BlockNode;
+  sourceData: Buffer;
+  targetData: Buffer;
+  guest: BlockBackend;
+  registry: JobRegistry;
+  states: string[];
+  mirror(options?: Partial<MirrorOptions>): Promise<MirrorJob>;
+}
+
+/** A source full of bytes with a writer's backend on it, and an empty target. */
+async function makeBench(): Promise<Bench> {
+  const { graph, driverOf, add } = memoryGraph();
+  const source = await add('source', SIZE);
+  const target = await add('target', SIZE);
+  const sourceData = driverOf(source).data;
+  for (let at = 0; at < SIZE; at++) sourceData[at] = (at * 31 + (at >> 12)) & 0xff;
+  const guest = new BlockBackend("export 'guest'");
+  await graph.attach(guest, source, {
+    taken: PERM_CONSISTENT_READ | PERM_WRITE,
+    shared: PERM_ALL,
+  });
+  const registry = new JobRegistry();
+  const states: string[] = [];
+  registry.listen({ stateChanged: (job) => states.push(job.state) });
+  return {
+    graph,
+    source,
+    target,
+    sourceData,
+    targetData: driverOf(target).data,
+    guest,
+    registry,
+    states,
+    mirror: (options = {}) =>
+      registry.run('j', () =>
+        MirrorJob.create(
+          graph,
+          {
+            id: 'j',
+            source,
+            target,
+            sync: 'full',
+            granularity: 65536,
+            windowLength: 1 << 20,
+            unmap: true,
+            ...options,
+          },
+          registry,
+        ),
+      ),
+  };
+}
+
+/** Waits until the job is in the state. */
+function reached(registry: JobRegistry, job: Job, state: string): Promise<void> {
+  if (job.state === state) return Promise.resolve();
+  return new Promise((resolve) => {
+    const stop = registry.listen({
+      stateChanged: (changed) => {
+        if (changed !== job || changed.state !== state) return;
+        stop();
+        resolve();
+      },
+    });
+  });
+}
+
+describe('mirror', () => {
+  it('copies all, pivots the writer, and leaves nothing on the source', async () => {
+    const { graph, source, target, sourceData, targetData, guest, registry, states, mirror } =
+      await makeBench();
+    const job = await mirror();
+    await reached(registry, job, 'ready');
+    await guest.write(4096, Buffer.alloc(512, 0xaa));
+    job.complete();
+    await job.concluded;
+    expect(job.error).toBeUndefined();
+    expect(targetData.equals(sourceData)).toBe(true);
+    expect(states).toEqual(
+      ['created', 'running', 'ready', 'waiting', 'pending', 'concluded', 'null'],
+    );
+    expect(guest.root.node).toBe(target);
+    await guest.write(0, Buffer.alloc(512, 0x55));
+    expect([targetData[0], sourceData[0] === 0x55]).toEqual([0x55, false]);
+    expect([source.trackers.length, source.parents.size, graph.nodes.length]).toEqual([0, 0, 2]);
+  });
+
+  it('loses no write that lands while it copies', async () => {
+    const { sourceData, targetData, guest, registry, mirror } = await makeBench();
+    const job = await mirror({ granularity: 512 });
+    for (let i = 0; i < 2000; i++) {
+      await guest.write(((i * 7919) % 2048) * 512, Buffer.alloc(512, i & 0xff));
+      if (i % 16 === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+    await reached(registry, job, 'ready');
+    job.complete();
+    await job.concluded;
+    expect(targetData.equals(sourceData)).toBe(true);
+  });
+
+  it('leaves a consistent copy when it is cancelled after READY, and the writer on the source', async () => {
+    const { sourceData, targetData, guest, source, registry, states, mirror } = await makeBench();
+    const job = await mirror();
+    await reached(registry, job, 'ready');
+    job.cancel({ force: false });
+    await job.concluded;
+    const then = Buffer.from(sourceData);
+    await guest.write(0, Buffer.alloc(512, 1));
+    expect(targetData.equals(then)).toBe(true);
+    expect(guest.root.node).toBe(source);
+    expect(states.slice(2)).toEqual(['ready', 'waiting', 'pending', 'concluded', 'null']);
+  });
+
+  it('is cancelled before READY as if it had never been', async () => {
+    const { graph, guest, source, target, states, mirror } = await makeBench();
+    const job = await mirror({ speed: 1 });
+    job.cancel({ force: false });
+    await job.concluded;
+    expect(job.error?.message).toBe('Operation canceled');
+    expect(states).toEqual(['created', 'running', 'aborting', 'concluded', 'null']);
+    expect(guest.root.node).toBe(source);
+    expect([target.parents.size, graph.nodes.length, source.trackers.length]).toEqual([0, 2, 0]);
+  });
+
+  it('pauses and resumes, in standby once it is ready', async () => {
+    const { registry, states, mirror } = await makeBench();
+    const job = await mirror();
+    await reached(registry, job, 'ready');
+    job.pause();
+    await reached(registry, job, 'standby');
+    expect(() => job.complete()).toThrow(
+      "Job 'j' in state 'standby' cannot accept command verb 'complete'",
+    );
+    job.resume();
+    await reached(registry, job, 'ready');
+    job.cancel({ force: true });
+    await job.concluded;
+    expect(states.slice(2)).toEqual(['ready', 'standby', 'ready', 'aborting', 'concluded', 'null']);
+  });
+
+  it('fails when the target fails, and gives the writer back to the source', async () => {
+    const { graph, guest, source, target, mirror } = await makeBench();
+    const driver = target.driver as unknown as { fail: { write?: Error } };
+    driver.fail.write = new Error('no more');
+    const job = await mirror({ autoDismiss: false });
+    await job.concluded;
+    expect(job.error?.message).toBe('no more');
+    expect(job.state).toBe('concluded');
+    expect(guest.root.node).toBe(source);
+    expect(graph.nodes.length).toBe(2);
+  });
+
+  it('keeps the writer going while it waits to be finalized', async () => {
+    const { sourceData, targetData, guest, registry, mirror } = await makeBench();
+    const job = await mirror({ autoFinalize: false });
+    await reached(registry, job, 'ready');
+    job.complete();
+    await reached(registry, job, 'pending');
+    await guest.write(8192, Buffer.alloc(4096, 9));
+    await job.finalize();
+    await job.concluded;
+    expect(targetData.equals(sourceData)).toBe(true);
+    expect(targetData[8192]).toBe(9);
+  });
+
+  it('refuses itself as target, and another size, by name', async () => {
+    const { graph, source, mirror } = await makeBench();
+    await expect(mirror({ target: source })).rejects.toThrow("Can't mirror node into itself");
+    expect(graph.nodes.length).toBe(2);
+  });
+});
