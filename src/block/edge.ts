@@ -2,7 +2,7 @@
 /** The connection between a parent and the node that it uses. */
 import type { MaybePromise } from '../base/maybe-promise.js';
 import type { BlockLimits, ChildRole, Extent, RequestFlags } from './block-driver.js';
-import type { BlockNode } from './node.js';
+import type { BlockNode, TruncateOptions } from './node.js';
 import type { PermissionMask, ShareMask } from './permissions.js';
 
 /**
@@ -79,6 +79,10 @@ export class ChildEdge {
 
   flush(): MaybePromise<void> {
     return this.node.flush();
+  }
+
+  truncate(size: number, options?: TruncateOptions): Promise<void> {
+    return this.node.truncate(size, options);
   }
 
   /** Status at the child's own layer; see block-status.ts for the whole chain. */

@@ -5,7 +5,7 @@
 export class InFlight {
   #count = 0;
   #idle: { promise: Promise<void>; resolve: () => void } | undefined;
-  readonly #writes = new Set<TrackedWrite>();
+  readonly #plainWrites = new Set<PlainWrite>();
 
   get count(): number {
     return this.#count;
@@ -37,18 +37,24 @@ export class InFlight {
     return this.#idle.promise;
   }
 
-  addWrite(write: TrackedWrite): void {
-    this.#writes.add(write);
+  /**
+   * Remembers a write that went to the driver without the range lock, for who takes the lock while
+   * it is under way. Returns `done`.
+   */
+  plainWrite(offset: number, length: number, done: Promise<void>): Promise<void> {
+    const write = { offset, length, done };
+    const forget = (): void => {
+      this.#plainWrites.delete(write);
+    };
+    this.#plainWrites.add(write);
+    done.then(forget, forget);
+    return done;
   }
 
-  removeWrite(write: TrackedWrite): void {
-    this.#writes.delete(write);
-  }
-
-  /** Waits for the writes that overlap the range and were in flight when it was called. */
-  whenNoWriteOverlaps(offset: number, length: number): void | Promise<void> {
-    const overlapping: Promise<unknown>[] = [];
-    for (const write of this.#writes) {
+  /** Waits for the plain writes that overlap the range; more can't begin while it is locked. */
+  whenNoPlainWriteOverlaps(offset: number, length: number): void | Promise<void> {
+    const overlapping: Promise<void>[] = [];
+    for (const write of this.#plainWrites) {
       if (write.offset < offset + length && offset < write.offset + write.length) {
         overlapping.push(write.done);
       }
@@ -57,8 +63,8 @@ export class InFlight {
   }
 }
 
-export interface TrackedWrite {
+interface PlainWrite {
   readonly offset: number;
   readonly length: number;
-  readonly done: Promise<unknown>;
+  readonly done: Promise<void>;
 }

@@ -15,6 +15,7 @@ import {
   DEFAULT_LIMITS,
   type DriverKind,
   type Extent,
+  type PreallocationMode,
   REQ_FUA,
   REQ_MAY_UNMAP,
   type RequestFlags,
@@ -45,6 +46,14 @@ const CLOSED_DRIVER: BlockDriver = {
 export interface NodeObserver {
   writeThresholdExceeded(node: BlockNode, amountExceeded: number, threshold: number): void;
 }
+
+export interface TruncateOptions {
+  /** False: a node that ends up larger will do. */
+  readonly exact: boolean;
+  readonly preallocation: PreallocationMode;
+}
+
+const TRUNCATE_EXACT: TruncateOptions = { exact: true, preallocation: 'off' };
 
 export class BlockNode implements EdgeParent {
   readonly children = new Map<string, ChildEdge>();
@@ -113,6 +122,7 @@ export class BlockNode implements EdgeParent {
     return this.#driver.limits;
   }
 
+  /** No writer may attach: the options, the medium or the driver say so. */
   get readOnly(): boolean {
     return this.options.readOnly || this.#driver.readOnly === true || !this.#driver.write;
   }
@@ -128,6 +138,7 @@ export class BlockNode implements EdgeParent {
   /** Reads `buffer.byteLength` bytes at `offset`. @throws BlockError DF_OUT_OF_RANGE, or the driver's */
   read(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
     const length = buffer.byteLength;
+    if (!this.active) throw this.#inactive('read');
     if (offset < 0 || offset + length > this.#driver.size)
       throw this.#outOfRange('read', offset, length);
     const started = this.stats.start();
@@ -159,8 +170,13 @@ export class BlockNode implements EdgeParent {
         this.rangeLock.count === 0 &&
         !this.#detectZeroes &&
         ((flags & REQ_FUA) === 0 || this.#driver.features.fua);
-      if (plain) pending = this.#driver.write?.(offset, buffer, flags);
-      else pending = shaped.write(this, offset, buffer, flags);
+      if (plain) {
+        pending = this.#driver.write?.(offset, buffer, flags);
+        // Only where writes can be unaligned does anybody lock a range and wait for this one.
+        if (pending !== undefined && this.#alignMask !== 0) {
+          this.inFlight.plainWrite(offset, length, pending);
+        }
+      } else pending = shaped.write(this, offset, buffer, flags);
     } catch (error) {
       this.#wrote(offset, length);
       this.stats.failed('write', length, started);
@@ -231,6 +247,26 @@ export class BlockNode implements EdgeParent {
   /** Counts changes: equal before and after means that nothing was written in between. */
   get writeGeneration(): number {
     return this.#writeGeneration;
+  }
+
+  /**
+   * Changes the size, in a drained section or before anybody uses the node.
+   * @param size bytes, at most NODE_SIZE_MAX; bytes gained read as zeroes
+   * @throws BlockError DF_NOT_SUPPORTED, DF_READ_ONLY, or the driver's
+   */
+  async truncate(size: number, options: TruncateOptions = TRUNCATE_EXACT): Promise<void> {
+    if (this.readOnly) throw new BlockError('DF_READ_ONLY', 'Image is read-only');
+    if (size > NODE_SIZE_MAX) {
+      throw new BlockError('DF_TOO_LARGE', `Size ${size} is more than ${NODE_SIZE_MAX} bytes`);
+    }
+    if (this.#driver.truncate === undefined) {
+      throw new BlockError('DF_NOT_SUPPORTED', 'Image format driver does not support resize');
+    }
+    await this.#driver.truncate(size, options);
+    this.#writeGeneration++;
+    const bitmaps = new Set([...this.bitmaps.values(), ...this.trackers]);
+    for (const bitmap of bitmaps) bitmap.resize(this.size);
+    this.childResized();
   }
 
   /** True while parents must submit nothing. */
@@ -327,21 +363,17 @@ export class BlockNode implements EdgeParent {
     length: number,
     started: number,
   ): Promise<void> {
-    const write = { offset, length, done: pending };
     this.inFlight.begin();
-    this.inFlight.addWrite(write);
     return pending.then(
       () => {
         this.#wrote(offset, length);
         this.stats.done(operation, offset, length, started);
-        this.inFlight.removeWrite(write);
         this.inFlight.end();
       },
       (error: unknown) => {
         // A failed write may have changed some of its bytes.
         this.#wrote(offset, length);
         this.stats.failed(operation, length, started);
-        this.inFlight.removeWrite(write);
         this.inFlight.end();
         throw error;
       },
@@ -359,6 +391,7 @@ export class BlockNode implements EdgeParent {
   }
 
   #checkWrite(op: string, offset: number, length: number): void {
+    if (!this.active) throw this.#inactive(op);
     if (this.readOnly) {
       throw new BlockError('DF_READ_ONLY', `Block node '${this.name}' is read-only`, {
         node: this.name,
@@ -371,6 +404,13 @@ export class BlockNode implements EdgeParent {
       if (offset + length <= NODE_SIZE_MAX) return;
     }
     throw this.#outOfRange(op, offset, length);
+  }
+
+  #inactive(op: string): BlockError {
+    return new BlockError('DF_READ_ONLY', `Block node '${this.name}' is inactive`, {
+      node: this.name,
+      op,
+    });
   }
 
   #outOfRange(op: string, offset: number, length: number): BlockError {

@@ -80,6 +80,11 @@ export class PermissionUpdate {
       taken |= permissions.taken;
       shared &= permissions.shared;
     }
+    if (!node.active) {
+      // Others, on this host or another, may do as they like with what is below.
+      taken = 0;
+      shared = PERM_ALL;
+    }
     if ((taken & (PERM_WRITE | PERM_WRITE_UNCHANGED)) !== 0 && node.started && node.readOnly) {
       throw new BlockError('DF_READ_ONLY', `Block node '${node.name}' is read-only`, {
         node: node.name,

@@ -85,14 +85,11 @@ async function writeLocked(
   const start = alignDown(offset, alignment);
   const end = alignUp(offset + buffer.byteLength, alignment);
   const padded = start !== offset || end !== offset + buffer.byteLength;
-  if (!padded && !node.rangeLock.isHeld(start, end - start)) {
-    return writeSplit(node, offset, buffer, flags);
-  }
   const held = node.rangeLock.acquire(start, end - start, { shared: !padded });
   const hold = isPromise(held) ? await held : held;
   try {
     if (!padded) return await writeSplit(node, offset, buffer, flags);
-    await node.inFlight.whenNoWriteOverlaps(start, end - start);
+    await node.inFlight.whenNoPlainWriteOverlaps(start, end - start);
     const whole = await modify(node, start, end, { offset, buffer });
     await writeSplit(node, start, whole, flags);
   } finally {
@@ -169,6 +166,7 @@ export function writeZeroes(
   try {
     const pending = driver.writeZeroes?.(offset, length, flags);
     if (pending === undefined) return;
+    if (alignment > 1) node.inFlight.plainWrite(offset, length, pending);
     return pending.catch((error: unknown) => zeroFallback(node, offset, length, flags, error));
   } catch (error) {
     return zeroFallback(node, offset, length, flags, error);
@@ -279,23 +277,32 @@ export function discard(node: BlockNode, offset: number, length: number): MaybeP
   const first = alignUp(offset, alignment);
   const last = alignDown(offset + length, alignment);
   if (last <= first) return;
-  if (maxDiscard !== 0 && last - first > maxDiscard) return discardSplit(node, first, last);
+  const long = maxDiscard !== 0 && last - first > maxDiscard;
+  if (long || node.rangeLock.count > 0) return discardLocked(node, first, last);
   try {
-    return node.driver.discard?.(first, last - first);
+    const pending = node.driver.discard?.(first, last - first);
+    if (pending === undefined) return;
+    if (alignment > 1) node.inFlight.plainWrite(first, last - first, pending);
+    return pending.catch(ignoreUnsupported);
   } catch (error) {
     ignoreUnsupported(error);
   }
 }
 
-async function discardSplit(node: BlockNode, first: number, last: number): Promise<void> {
+async function discardLocked(node: BlockNode, first: number, last: number): Promise<void> {
   const { requestAlignment: alignment, maxDiscard } = node.limits;
-  const max = Math.max(alignDown(maxDiscard, alignment), alignment);
+  const max =
+    maxDiscard === 0 ? last - first : Math.max(alignDown(maxDiscard, alignment), alignment);
+  const held = node.rangeLock.acquire(first, last - first, { shared: true });
+  const hold = isPromise(held) ? await held : held;
   try {
     for (let at = first; at < last; at += max) {
       await node.driver.discard?.(at, Math.min(max, last - at));
     }
   } catch (error) {
     ignoreUnsupported(error);
+  } finally {
+    hold.release();
   }
 }
 

@@ -20,6 +20,7 @@ import type { BlockNode } from '../block/node.js';
 import {
   PERM_ALL,
   PERM_CONSISTENT_READ,
+  PERM_RESIZE,
   PERM_WRITE,
   PERM_WRITE_UNCHANGED,
 } from '../block/permissions.js';
@@ -115,7 +116,7 @@ export class MirrorJob extends BlockJob {
       });
       await graph.attach(this.#sourceBackend, this.source, {
         taken: PERM_CONSISTENT_READ,
-        shared: PERM_ALL,
+        shared: PERM_ALL & ~PERM_RESIZE,
       });
       this.source.trackers.push(this.#bitmap);
     } catch (error) {

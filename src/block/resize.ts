@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+/** `block_resize`: another size for a node that may be in use. */
+import { BlockError } from '../base/errors.js';
+import { BlockBackend } from './backend.js';
+import { drained } from './drain.js';
+import type { BlockGraph } from './graph.js';
+import type { BlockNode } from './node.js';
+import { PERM_ALL, PERM_RESIZE } from './permissions.js';
+
+/**
+ * @param size bytes, 0 and up
+ * @throws BlockError DF_PERMISSION_CONFLICT naming who needs the size to stay, DF_NOT_SUPPORTED,
+ *   DF_READ_ONLY, and the driver's; the size is as before then
+ */
+export async function resizeNode(graph: BlockGraph, node: BlockNode, size: number): Promise<void> {
+  if (size < 0) throw new BlockError('DF_INVALID', "Parameter 'size' expects a >0 size");
+  await graph.exclusive(async () => {
+    const backend = new BlockBackend('block_resize');
+    await graph.attachLocked(backend, node, { taken: PERM_RESIZE, shared: PERM_ALL });
+    try {
+      await drained([node], () => node.truncate(size));
+    } finally {
+      await graph.detachLocked(backend);
+    }
+  });
+}
