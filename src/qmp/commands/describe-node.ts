@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+/** Nodes as queries show them, field by field as QEMU does. @see qapi BlockDeviceInfo, ImageInfo */
+import type { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
+import type { BlockNode } from '../../block/node.js';
+
+/** Options of one description. */
+export interface DescribeOptions {
+  /** Leave out the nested images of the backing chain. */
+  readonly flat: boolean;
+}
+
+/** @see qapi BlockDeviceInfo */
+export async function describeNode(
+  node: BlockNode,
+  options: DescribeOptions,
+): Promise<Record<string, unknown>> {
+  const filename = node.driver.filename;
+  const backing = node.children.get('backing')?.node;
+  const bitmaps = [...node.bitmaps.values(), ...anonymousTrackers(node)];
+  return {
+    file: filename,
+    'node-name': node.name,
+    ro: node.readOnly,
+    drv: node.driver.name,
+    ...(backing !== undefined ? { backing_file: backing.driver.filename } : {}),
+    backing_file_depth: backingDepth(node),
+    encrypted: false,
+    detect_zeroes: node.options.detectZeroes,
+    ...NO_THROTTLE,
+    image: await describeImage(node, options),
+    cache: {
+      writeback: true,
+      direct: node.options.cache.direct,
+      'no-flush': node.options.cache.noFlush,
+    },
+    write_threshold: node.writeThreshold,
+    ...(node.active ? {} : { active: false }),
+    ...(bitmaps.length > 0 ? { 'dirty-bitmaps': bitmaps.map(describeBitmap) } : {}),
+  };
+}
+
+/** Limits live in throttle nodes, not in devices; the fields are always 0. */
+const NO_THROTTLE = { bps: 0, bps_rd: 0, bps_wr: 0, iops: 0, iops_rd: 0, iops_wr: 0 };
+
+/** @see qapi ImageInfo */
+async function describeImage(
+  node: BlockNode,
+  options: DescribeOptions,
+): Promise<Record<string, unknown>> {
+  const specific = await node.driver.specificInfo?.();
+  const backing = node.children.get('backing')?.node;
+  const nested = backing !== undefined && !options.flat;
+  return {
+    filename: node.driver.filename,
+    format: node.driver.name,
+    'virtual-size': node.size,
+    'actual-size': await allocatedSize(node),
+    ...(backing !== undefined ? { 'backing-filename': backing.driver.filename } : {}),
+    ...(nested ? { 'backing-image': await describeImage(backing, options) } : {}),
+    ...(specific !== undefined
+      ? { 'format-specific': { type: node.driver.name, data: specific } }
+      : {}),
+  };
+}
+
+/** Bytes that the node and what lies below it, but not its backing chain, take of their media. */
+async function allocatedSize(node: BlockNode): Promise<number> {
+  if (node.driver.allocatedSize !== undefined) return node.driver.allocatedSize();
+  let sum = 0;
+  for (const edge of node.children.values()) {
+    if (edge.role !== 'backing') sum += await allocatedSize(edge.node);
+  }
+  return sum;
+}
+
+function backingDepth(node: BlockNode): number {
+  const backing = node.children.get('backing')?.node;
+  return backing === undefined ? 0 : 1 + backingDepth(backing);
+}
+
+/** Bitmaps of jobs, which have no name. */
+function anonymousTrackers(node: BlockNode): DirtyBitmap[] {
+  const named = new Set(node.bitmaps.values());
+  return node.trackers.filter((bitmap) => !named.has(bitmap));
+}
+
+/** @see qapi BlockDirtyInfo */
+export function describeBitmap(bitmap: DirtyBitmap): Record<string, unknown> {
+  return {
+    ...(bitmap.name !== undefined ? { name: bitmap.name } : {}),
+    count: bitmap.count,
+    granularity: bitmap.granularity,
+    recording: bitmap.recording,
+    busy: bitmap.busy,
+    persistent: bitmap.persistent,
+    ...(bitmap.inconsistent ? { inconsistent: true } : {}),
+  };
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+/** The literals of JSON: from the bytes of a token to its value. */
+import type { JsonValue } from '../../protocol/qapi/types.js';
+
+/** A literal that the grammar lets through and that means nothing; the text says why. */
+export class LiteralError extends Error {}
+
+const UTF8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+const SIMPLE_ESCAPES: Readonly<Record<string, string>> = {
+  '"': '"',
+  "'": "'",
+  '\\': '\\',
+  '/': '/',
+  b: '\b',
+  f: '\f',
+  n: '\n',
+  r: '\r',
+  t: '\t',
+};
+
+function isCharacter(code: number): boolean {
+  const isSurrogate = code >= 0xd800 && code <= 0xdfff;
+  const isNonCharacter = (code >= 0xfdd0 && code <= 0xfdef) || (code & 0xfffe) === 0xfffe;
+  return !isSurrogate && !isNonCharacter;
+}
+
+/** Four hexadecimal digits at `at`, or -1. */
+function hex4(text: string, at: number): number {
+  const digits = text.slice(at, at + 4);
+  return /^[0-9a-fA-F]{4}$/.test(digits) ? Number.parseInt(digits, 16) : -1;
+}
+
+/** The character written as \uXXXX (or as two of them) at `at`, which is behind the first `\u`. */
+function unicodeEscape(text: string, at: number): { character: string; end: number } {
+  let code = hex4(text, at);
+  let end = at + 4;
+  if (code >= 0xd800 && code <= 0xdbff && text.startsWith('\\u', end)) {
+    const low = hex4(text, end + 2);
+    const isPair = low >= 0xdc00 && low <= 0xdfff;
+    code = isPair ? 0x10000 + ((code & 0x3ff) << 10) + (low & 0x3ff) : -1;
+    if (isPair) end += 6;
+  }
+  if (code < 0 || !isCharacter(code)) {
+    throw new LiteralError(`${text.slice(at - 2, end)} is not a valid Unicode character`);
+  }
+  return { character: String.fromCodePoint(code), end };
+}
+
+/**
+ * The value of a string token, quotes included.
+ *
+ * @throws {LiteralError} escape or encoding is wrong
+ */
+export function stringValue(token: Uint8Array): string {
+  let text: string;
+  try {
+    text = UTF8.decode(token.subarray(1, -1));
+  } catch {
+    throw new LiteralError('invalid UTF-8 sequence in string');
+  }
+  if (!text.includes('\\')) return text;
+  let result = '';
+  for (let at = 0; at < text.length; ) {
+    const found = text.indexOf('\\', at);
+    if (found < 0) return result + text.slice(at);
+    result += text.slice(at, found);
+    const kind = text[found + 1] ?? '';
+    if (kind === 'u') {
+      const { character, end } = unicodeEscape(text, found + 2);
+      result += character;
+      at = end;
+      continue;
+    }
+    const simple = Object.hasOwn(SIMPLE_ESCAPES, kind) ? SIMPLE_ESCAPES[kind] : undefined;
+    if (simple === undefined) throw new LiteralError('invalid escape sequence in string');
+    result += simple;
+    at = found + 2;
+  }
+  return result;
+}
+
+/** Whole numbers of up to 64 bits are exact, larger ones become the nearest number, as in QEMU. */
+export function integerValue(text: string): number | bigint {
+  const near = Number(text);
+  if (Number.isSafeInteger(near)) return near === 0 ? 0 : near;
+  // 20 digits and a sign hold any 64-bit integer; longer texts are not worth converting.
+  if (text.length > 21) return near;
+  const exact = BigInt(text);
+  return exact >= -(2n ** 63n) && exact < 2n ** 64n ? exact : near;
+}
+
+/**
+ * @throws {LiteralError} a word that is none of true, false and null
+ */
+export function keywordValue(text: string): JsonValue {
+  switch (text) {
+    case 'true':
+      return true;
+    case 'false':
+      return false;
+    case 'null':
+      return null;
+    default:
+      throw new LiteralError(`invalid keyword '${text}'`);
+  }
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT
+/**
+ * One client of a monitor, from greeting to end: parses, queues, runs and answers its commands in
+ * order, and passes events on. What it keeps is bounded: it stops reading when commands queue up or when
+ * the client does not take its replies, and ends a session that lets events pile up.
+ */
+import type { JsonValue } from '../../protocol/qapi/types.js';
+import { BlockError } from '../base/errors.js';
+import {
+  QMP_HALF_CLOSED_MS,
+  QMP_OOB_RUNNING_MAX,
+  QMP_QUEUE_MAX,
+  QMP_UNSENT_MAX,
+  QMP_UNSENT_PAUSE,
+} from '../base/limits.js';
+import type { Logger } from '../base/log.js';
+import { dispatch, errorReply, isOutOfBand, type Reply } from './dispatch.js';
+import type { QmpEvent } from './events.js';
+import { type JsonMessage, JsonStream } from './json-stream.js';
+import { type WritableJson, writeJson } from './json-writer.js';
+import type { CommandRegistry, CommandSession } from './registry.js';
+import type { Channel } from './transport/channel.js';
+
+export interface SessionOptions {
+  readonly registry: CommandRegistry;
+  readonly greeting: Reply;
+  readonly pretty: boolean;
+  readonly logger: Logger;
+  /** Gets a copy of what the client is sent. */
+  readonly logOutput: (text: string) => void;
+  readonly ended: () => void;
+}
+
+/** Capabilities that every session offers. */
+export const CAPABILITIES: readonly string[] = ['oob'];
+
+export class MonitorSession implements CommandSession {
+  readonly offered = CAPABILITIES;
+  readonly #channel: Channel;
+  readonly #options: SessionOptions;
+  readonly #stream = new JsonStream();
+  readonly #queue: JsonMessage[] = [];
+  #enabled: readonly string[] | undefined;
+  #isRunning = false;
+  #oobRunning = 0;
+  #isPaused = false;
+  #isOver = false;
+  #inputEnded = false;
+  #halfClosed: NodeJS.Timeout | undefined;
+
+  constructor(channel: Channel, options: SessionOptions) {
+    this.#channel = channel;
+    this.#options = options;
+  }
+
+  /** Greets, and starts to read. */
+  start(): void {
+    this.#send(this.#options.greeting);
+    this.#channel.start({
+      data: (bytes) => {
+        this.#stream.feed(bytes);
+        this.#pump();
+      },
+      ended: () => this.#endOfInput(),
+      closed: () => this.#closed(),
+      drained: () => this.#pump(),
+    });
+  }
+
+  get isNegotiating(): boolean {
+    return this.#enabled === undefined;
+  }
+
+  negotiate(enabled: readonly string[]): void {
+    this.#enabled = enabled;
+  }
+
+  /** Passes an event on, once the client has ended the negotiation. */
+  event(event: QmpEvent): void {
+    if (this.isNegotiating || this.#isOver) return;
+    if (this.#channel.unsentBytes > QMP_UNSENT_MAX) {
+      const unsent = this.#channel.unsentBytes;
+      this.#options.logger.warn(
+        { event: 'qmp.client-stalled', unsent, peer: this.#channel.peer },
+        'the client does not read its events; its connection is closed',
+      );
+      this.#channel.destroy();
+      return;
+    }
+    this.#send(event as unknown as Reply);
+  }
+
+  /** Takes no more commands; what runs goes on, and is still answered. */
+  stop(): void {
+    this.#isOver = true;
+    this.#queue.length = 0;
+    this.#channel.pause();
+  }
+
+  get #oobEnabled(): boolean {
+    return this.#enabled?.includes('oob') === true;
+  }
+
+  #send(message: WritableJson): void {
+    const text = writeJson(message, { pretty: this.#options.pretty }).replaceAll('\n', '\r\n');
+    this.#channel.write(`${text}\r\n`);
+    this.#options.logOutput(`${text}\r\n`);
+  }
+
+  /** True when no further command must be taken from the stream for now. */
+  get #isFull(): boolean {
+    if (this.#channel.unsentBytes > QMP_UNSENT_PAUSE) return true;
+    if (this.#oobRunning >= QMP_OOB_RUNNING_MAX) return true;
+    if (this.#oobEnabled) return this.#queue.length >= QMP_QUEUE_MAX;
+    return this.#isRunning || this.#queue.length > 0;
+  }
+
+  /** Takes commands from the stream as far as that is allowed, and reads on, or not. */
+  #pump(): void {
+    if (this.#isOver) return;
+    while (!this.#isFull) {
+      const message = this.#stream.next();
+      if (message === undefined) break;
+      this.#take(message);
+    }
+    this.#run();
+    const shallPause = this.#isFull;
+    if (shallPause !== this.#isPaused) {
+      this.#isPaused = shallPause;
+      if (shallPause) this.#channel.pause();
+      else this.#channel.resume();
+    }
+    if (this.#inputEnded) this.#endWhenIdle();
+  }
+
+  #take(message: JsonMessage): void {
+    if ('value' in message && isOutOfBand(message.value)) {
+      this.#oobRunning++;
+      void this.#answer(message.value).finally(() => {
+        this.#oobRunning--;
+        this.#pump();
+      });
+    } else this.#queue.push(message);
+  }
+
+  /** Starts the next queued command unless one runs. */
+  #run(): void {
+    const isBlocked = this.#channel.unsentBytes > QMP_UNSENT_PAUSE;
+    if (this.#isRunning || this.#isOver || isBlocked) return;
+    const message = this.#queue.shift();
+    if (message === undefined) return;
+    this.#isRunning = true;
+    void this.#execute(message).finally(() => {
+      this.#isRunning = false;
+      // A client with thousands of commands in hand lets others have their turn in between.
+      setImmediate(() => this.#pump());
+    });
+  }
+
+  async #execute(message: JsonMessage): Promise<void> {
+    if ('value' in message) return this.#answer(message.value);
+    const error = new BlockError('DF_INVALID', message.error);
+    return this.#send(errorReply(error, this.#options.logger));
+  }
+
+  async #answer(request: JsonValue): Promise<void> {
+    const { registry, logger } = this.#options;
+    const oobEnabled = this.#oobEnabled;
+    const reply = await dispatch(request, { registry, logger, session: this, oobEnabled });
+    this.#send(reply);
+  }
+
+  #endOfInput(): void {
+    this.#inputEnded = true;
+    this.#halfClosed = setTimeout(() => this.#channel.destroy(), QMP_HALF_CLOSED_MS);
+    this.#pump();
+  }
+
+  /** A client that has ended its side gets its answers, and then the end of ours. */
+  #endWhenIdle(): void {
+    const isBusy = this.#isRunning || this.#oobRunning > 0 || this.#queue.length > 0;
+    if (!isBusy) void this.#channel.end(QMP_HALF_CLOSED_MS);
+  }
+
+  #closed(): void {
+    clearTimeout(this.#halfClosed);
+    this.#isOver = true;
+    this.#queue.length = 0;
+    this.#options.ended();
+  }
+}
