@@ -4,9 +4,7 @@
  *
  * @see https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md
  */
-
-/** Port that IANA gave to NBD. */
-export const NBD_DEFAULT_PORT = 10809;
+import { NBD_DEFAULT_PORT } from './constants.js';
 
 export type NbdTargetAddress =
   | { readonly type: 'inet'; readonly host: string; readonly port: number }

@@ -1,14 +1,32 @@
 // SPDX-License-Identifier: MIT
 /** Every command and event that there is. A command that is missing here can't be registered. */
+import { BLOCK_CORE_COMMANDS, BLOCK_CORE_EVENTS } from './block-core.js';
+import { BLOCK_EXPORT_COMMANDS, BLOCK_EXPORT_EVENTS } from './block-export.js';
+import { BLOCK_JOB_COMMANDS, BLOCK_JOB_EVENTS } from './block-job.js';
 import { CHAR_COMMANDS } from './char.js';
 import { CONTROL_COMMANDS } from './control.js';
 import { INTROSPECT_COMMANDS } from './introspect.js';
+import { JOB_COMMANDS, JOB_EVENTS } from './job.js';
+import { QOM_COMMANDS } from './qom.js';
+import { RUN_STATE_COMMANDS, RUN_STATE_EVENTS } from './run-state.js';
 import type { CommandDefinition, EventDefinition } from './types.js';
 
 export const QAPI_COMMANDS: readonly CommandDefinition[] = [
   ...CONTROL_COMMANDS,
   ...INTROSPECT_COMMANDS,
   ...CHAR_COMMANDS,
+  ...RUN_STATE_COMMANDS,
+  ...BLOCK_CORE_COMMANDS,
+  ...BLOCK_EXPORT_COMMANDS,
+  ...JOB_COMMANDS,
+  ...BLOCK_JOB_COMMANDS,
+  ...QOM_COMMANDS,
 ];
 
-export const QAPI_EVENTS: readonly EventDefinition[] = [];
+export const QAPI_EVENTS: readonly EventDefinition[] = [
+  ...RUN_STATE_EVENTS,
+  ...BLOCK_CORE_EVENTS,
+  ...BLOCK_EXPORT_EVENTS,
+  ...JOB_EVENTS,
+  ...BLOCK_JOB_EVENTS,
+];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Rules of the driver blkdebug. @see QEMU's qapi/block-core.json, BlockdevOptionsBlkdebug */
-import { array, bool, enumeration, int, optional, required, struct } from './define.js';
+import { bool, enumeration, int, optional, required, struct } from './define.js';
 
 export const BlockPermission = enumeration('BlockPermission', {
   doc: 'What a user of a node does with it, or lets others do.',
@@ -43,8 +43,8 @@ export const BlkdebugInjectErrorOptions = struct('BlkdebugInjectErrorOptions', {
   members: {
     event: required(BlkdebugEvent, 'what switches the rule on'),
     state: optional(int, 'only in this state', { default: '0: in any' }),
-    iotype: optional(array(BlkdebugIOType), 'kinds of requests that fail', {
-      default: 'read, write, write-zeroes, discard and flush',
+    iotype: optional(BlkdebugIOType, 'the kind of requests that fail', {
+      default: 'all but block-status',
     }),
     errno: optional(int, "the error, as Linux's number", { default: '5: EIO' }),
     sector: optional(int, 'only requests that touch this sector of 512 bytes', {

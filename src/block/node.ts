@@ -138,9 +138,10 @@ export class BlockNode implements EdgeParent {
   /** Reads `buffer.byteLength` bytes at `offset`. @throws BlockError DF_OUT_OF_RANGE, or the driver's */
   read(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
     const length = buffer.byteLength;
-    if (!this.active) throw this.#inactive('read');
-    if (offset < 0 || offset + length > this.#driver.size)
-      throw this.#outOfRange('read', offset, length);
+    if (!this.active || offset < 0 || offset + length > this.#driver.size) {
+      this.stats.invalid('read');
+      throw this.active ? this.#outOfRange('read', offset, length) : this.#inactive('read');
+    }
     const started = this.stats.start();
     let pending: MaybePromise<void>;
     try {
@@ -391,17 +392,19 @@ export class BlockNode implements EdgeParent {
   }
 
   #checkWrite(op: string, offset: number, length: number): void {
+    const end = offset + length;
+    if (this.active && offset >= 0 && !this.readOnly) {
+      if (end <= this.#driver.size) return;
+      const grows = (this.taken & PERM_RESIZE) !== 0 && this.#driver.truncate !== undefined;
+      if (grows && end <= NODE_SIZE_MAX) return;
+    }
+    this.stats.invalid(op === 'discard' ? 'unmap' : 'write');
     if (!this.active) throw this.#inactive(op);
     if (this.readOnly) {
       throw new BlockError('DF_READ_ONLY', `Block node '${this.name}' is read-only`, {
         node: this.name,
         op,
       });
-    }
-    if (offset < 0 || offset + length <= this.#driver.size) {
-      if (offset >= 0) return;
-    } else if ((this.taken & PERM_RESIZE) !== 0 && this.#driver.truncate !== undefined) {
-      if (offset + length <= NODE_SIZE_MAX) return;
     }
     throw this.#outOfRange(op, offset, length);
   }

@@ -18,15 +18,16 @@ export interface Permissions {
 }
 
 /** Bit and QMP name; order as QEMU lists them. */
-export const PERMISSION_NAMES: readonly (readonly [number, string])[] = [
+export const PERMISSION_NAMES = [
   [PERM_CONSISTENT_READ, 'consistent-read'],
   [PERM_WRITE, 'write'],
   [PERM_WRITE_UNCHANGED, 'write-unchanged'],
   [PERM_RESIZE, 'resize'],
-];
+] as const;
+export type PermissionName = (typeof PERMISSION_NAMES)[number][1];
 
 /** QMP names of the bits that are set. */
-export function permissionNames(mask: PermissionMask): string[] {
+export function permissionNames(mask: PermissionMask): PermissionName[] {
   return PERMISSION_NAMES.filter(([bit]) => (mask & bit) !== 0).map(([, name]) => name);
 }
 

@@ -34,6 +34,8 @@ export abstract class Job {
   /** Work done and work known, bytes where the kind copies bytes. */
   progressCurrent = 0;
   progressTotal = 0;
+  /** It has been ready before: coming back from standby is no news. */
+  wasReady = false;
   #state: JobState = 'created';
   #error: Error | undefined;
   #cancelRequested = false;
@@ -231,6 +233,7 @@ export abstract class Job {
     }
     this.#state = next;
     this.observer.stateChanged(this);
+    if (next === 'ready') this.wasReady = true;
   }
 
   /** True when the work must stop between two steps, to be paused or to end. */

@@ -178,7 +178,8 @@ export class MonitorSession implements CommandSession {
 
   /** A client that has ended its side gets its answers, and then the end of ours. */
   #endWhenIdle(): void {
-    const isBusy = this.#isRunning || this.#oobRunning > 0 || this.#queue.length > 0;
+    const isBusy =
+      this.#isRunning || this.#oobRunning > 0 || this.#queue.length > 0 || this.#isFull;
     if (!isBusy) void this.#channel.end(QMP_HALF_CLOSED_MS);
   }
 

@@ -3,7 +3,7 @@
 import { BlockBackend } from '../../block/backend.js';
 import type { EdgeParent } from '../../block/edge.js';
 import type { BlockGraph } from '../../block/graph.js';
-import { permissionNames } from '../../block/permissions.js';
+import { type PermissionName, permissionNames } from '../../block/permissions.js';
 import type { Job } from '../../job/job.js';
 
 interface GraphNode {
@@ -16,8 +16,8 @@ interface GraphEdge {
   readonly parent: number;
   readonly child: number;
   readonly name: string;
-  readonly perm: string[];
-  readonly 'shared-perm': string[];
+  readonly perm: PermissionName[];
+  readonly 'shared-perm': PermissionName[];
 }
 
 /** @param jobOf the job that a backend belongs to, when it is one's */

@@ -1,5 +1,13 @@
 // SPDX-License-Identifier: MIT
 /** Nodes as queries show them, field by field as QEMU does. @see qapi BlockDeviceInfo, ImageInfo */
+
+import type { BlockDirtyInfo } from '../../../protocol/qapi/bitmaps.js';
+import type {
+  BlockDeviceInfo,
+  BlockInfo,
+  ImageInfo,
+} from '../../../protocol/qapi/block-nodes-info.js';
+import type { Output } from '../../../protocol/qapi/types.js';
 import type { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
 import type { BlockNode } from '../../block/node.js';
 
@@ -13,7 +21,7 @@ export interface DescribeOptions {
 export async function describeNode(
   node: BlockNode,
   options: DescribeOptions,
-): Promise<Record<string, unknown>> {
+): Promise<Output<typeof BlockDeviceInfo>> {
   const filename = node.driver.filename;
   const backing = node.children.get('backing')?.node;
   const bitmaps = [...node.bitmaps.values(), ...anonymousTrackers(node)];
@@ -46,8 +54,7 @@ const NO_THROTTLE = { bps: 0, bps_rd: 0, bps_wr: 0, iops: 0, iops_rd: 0, iops_wr
 async function describeImage(
   node: BlockNode,
   options: DescribeOptions,
-): Promise<Record<string, unknown>> {
-  const specific = await node.driver.specificInfo?.();
+): Promise<Output<typeof ImageInfo>> {
   const backing = node.children.get('backing')?.node;
   const nested = backing !== undefined && !options.flat;
   return {
@@ -57,9 +64,6 @@ async function describeImage(
     'actual-size': await allocatedSize(node),
     ...(backing !== undefined ? { 'backing-filename': backing.driver.filename } : {}),
     ...(nested ? { 'backing-image': await describeImage(backing, options) } : {}),
-    ...(specific !== undefined
-      ? { 'format-specific': { type: node.driver.name, data: specific } }
-      : {}),
   };
 }
 
@@ -85,7 +89,7 @@ function anonymousTrackers(node: BlockNode): DirtyBitmap[] {
 }
 
 /** @see qapi BlockDirtyInfo */
-export function describeBitmap(bitmap: DirtyBitmap): Record<string, unknown> {
+export function describeBitmap(bitmap: DirtyBitmap): Output<typeof BlockDirtyInfo> {
   return {
     ...(bitmap.name !== undefined ? { name: bitmap.name } : {}),
     count: bitmap.count,
@@ -95,4 +99,9 @@ export function describeBitmap(bitmap: DirtyBitmap): Record<string, unknown> {
     persistent: bitmap.persistent,
     ...(bitmap.inconsistent ? { inconsistent: true } : {}),
   };
+}
+
+/** Devices belong to virtual machines; a storage daemon has none. */
+export function describeDevices(): Output<typeof BlockInfo>[] {
+  return [];
 }

@@ -28,23 +28,18 @@ export interface ChardevBackend {
 export interface ChardevOptions {
   readonly id: string;
   readonly backend: ChardevBackend;
-  /** Gets a copy of all output. Belongs to the device. */
-  readonly log?: WriteStream;
 }
 
 export class Chardev {
   readonly id: string;
   readonly #backend: ChardevBackend;
-  readonly #log: WriteStream | undefined;
+  #log: WriteStream | undefined;
   #frontend: ChardevFrontend | undefined;
   #channel: Channel | undefined;
 
   constructor(options: ChardevOptions) {
     this.id = options.id;
     this.#backend = options.backend;
-    this.#log = options.log;
-    // A log that can't be written to is no reason to stop.
-    this.#log?.on('error', () => undefined);
   }
 
   get filename(): string {
@@ -75,6 +70,13 @@ export class Chardev {
 
   detach(): void {
     this.#frontend = undefined;
+  }
+
+  /** Sends a copy of all output to `log`, which belongs to the device from now on. */
+  logTo(log: WriteStream): void {
+    // A log that can't be written to is no reason to stop.
+    log.on('error', () => undefined);
+    this.#log = log;
   }
 
   /** A copy of output for the log file. */

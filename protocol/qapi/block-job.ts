@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT
+/** Jobs on nodes. @see QEMU's qapi/block-core.json */
+import { BlockErrorAction } from './block-core.js';
+import { BlockDeviceIoStatus } from './block-nodes-info.js';
+import { IoOperationType } from './common.js';
+import {
+  array,
+  bool,
+  defineCommand,
+  defineEvent,
+  enumeration,
+  int,
+  int64,
+  optional,
+  required,
+  str,
+  struct,
+  uint32,
+} from './define.js';
+import { JobStatus, JobType } from './job.js';
+
+export const BlockdevOnError = enumeration('BlockdevOnError', {
+  doc: 'What a job does about a request that fails.',
+  values: {
+    report: 'it fails',
+    ignore: 'it goes on, and tries again later where it can',
+    enospc: 'it is held where space is wanting, and fails otherwise',
+    stop: 'it is held until it is told to go on',
+    auto: 'as enospc where nothing better is known',
+  },
+});
+
+export const MirrorSyncMode = enumeration('MirrorSyncMode', {
+  doc: 'What is copied at the start.',
+  values: {
+    top: 'what the source itself has, without its backing chain',
+    full: 'all that the source shows',
+    none: 'nothing: only what is written from now on',
+  },
+});
+
+export const MirrorCopyMode = enumeration('MirrorCopyMode', {
+  doc: 'When a write to the source reaches the target.',
+  values: { background: 'some time after it has completed' },
+});
+
+const speedDoc = 'limit of its speed, bytes a second; 0: none';
+
+export const BLOCKDEV_MIRROR = defineCommand({
+  name: 'blockdev-mirror',
+  doc: 'Starts a job that makes a node equal to another, which stays in use, and keeps it so.',
+  arguments: {
+    'job-id': optional(str, 'id of the job', { default: 'device' }),
+    device: required(str, 'name of the source node'),
+    target: required(str, 'name of the target node'),
+    replaces: optional(str, 'name of the node that the target replaces on completion', {
+      default: 'the source',
+    }),
+    sync: required(MirrorSyncMode, 'what is copied at the start'),
+    speed: optional(int64, speedDoc, { default: '0' }),
+    granularity: optional(uint32, 'bytes that are tracked together, a power of two', {
+      default: "the target's cluster size, from 4 KiB to 64 KiB; otherwise 64 KiB",
+    }),
+    'buf-size': optional(int, 'bytes in flight at most; 0: as the default', {
+      default: '4 MiB',
+    }),
+    'on-source-error': optional(BlockdevOnError, 'what is done about failing reads', {
+      default: 'report',
+    }),
+    'on-target-error': optional(BlockdevOnError, 'what is done about failing writes', {
+      default: 'report',
+    }),
+    'filter-node-name': optional(str, 'name of the node that the job puts above the source', {
+      default: 'made up',
+    }),
+    'copy-mode': optional(MirrorCopyMode, 'when writes reach the target', {
+      default: 'background',
+    }),
+    'auto-finalize': optional(bool, 'do not wait for job-finalize', { default: 'true' }),
+    'auto-dismiss': optional(bool, 'do not wait for job-dismiss', { default: 'true' }),
+  },
+});
+
+export const BlockJobInfo = struct('BlockJobInfo', {
+  doc: 'A job on nodes.',
+  members: {
+    type: required(JobType, 'its kind'),
+    device: required(str, 'its id'),
+    len: required(int, 'what there is to do, as known now, bytes'),
+    offset: required(int, 'what has been done, bytes'),
+    busy: required(bool, 'requests of it are in flight'),
+    paused: required(bool, 'it is held on request'),
+    speed: required(int64, speedDoc),
+    'io-status': required(BlockDeviceIoStatus, 'how its requests fare'),
+    ready: required(bool, 'block-job-complete may be asked for'),
+    status: required(JobStatus, 'its state'),
+    'auto-finalize': required(bool, 'it does not wait for block-job-finalize'),
+    'auto-dismiss': required(bool, 'it does not wait for block-job-dismiss'),
+    error: optional(str, 'why it failed'),
+  },
+});
+
+export const QUERY_BLOCK_JOBS = defineCommand({
+  name: 'query-block-jobs',
+  doc: 'Lists the jobs on nodes.',
+  result: array(BlockJobInfo),
+});
+
+const deviceMember = required(str, 'id of the job');
+
+export const BLOCK_JOB_SET_SPEED = defineCommand({
+  name: 'block-job-set-speed',
+  doc: 'Limits the speed of a job.',
+  arguments: { device: deviceMember, speed: required(int64, speedDoc) },
+});
+
+export const BLOCK_JOB_CANCEL = defineCommand({
+  name: 'block-job-cancel',
+  doc: 'Ends a job. One that is ready leaves a target that is equal to the source at that moment.',
+  arguments: {
+    device: deviceMember,
+    force: optional(bool, 'at once, whatever the target is like then', { default: 'false' }),
+  },
+});
+
+export const BLOCK_JOB_PAUSE = defineCommand({
+  name: 'block-job-pause',
+  doc: 'Holds a job until block-job-resume.',
+  arguments: { device: deviceMember },
+  features: ['deprecated'],
+});
+
+export const BLOCK_JOB_RESUME = defineCommand({
+  name: 'block-job-resume',
+  doc: 'Lets a job that is held go on.',
+  arguments: { device: deviceMember },
+  features: ['deprecated'],
+});
+
+export const BLOCK_JOB_COMPLETE = defineCommand({
+  name: 'block-job-complete',
+  doc: 'Ends a job that is ready: users of the source move to the target.',
+  arguments: { device: deviceMember },
+  features: ['deprecated'],
+});
+
+export const BLOCK_JOB_DISMISS = defineCommand({
+  name: 'block-job-dismiss',
+  doc: 'Forgets a job that is concluded.',
+  arguments: { id: deviceMember },
+  features: ['deprecated'],
+});
+
+export const BLOCK_JOB_FINALIZE = defineCommand({
+  name: 'block-job-finalize',
+  doc: 'Makes the effect of a pending job, and of all others of its transaction.',
+  arguments: { id: deviceMember },
+  features: ['deprecated'],
+});
+
+/** What the events at the end of a job, and at READY, say of it. */
+const jobEventMembers = {
+  type: required(JobType, 'its kind'),
+  device: required(str, 'its id'),
+  len: required(int, 'what there was to do, bytes'),
+  offset: required(int, 'what has been done, bytes; len on success'),
+  speed: required(int64, speedDoc),
+} as const;
+
+export const BLOCK_JOB_COMPLETED = defineEvent({
+  name: 'BLOCK_JOB_COMPLETED',
+  doc: 'A job has ended, with success or with an error.',
+  data: {
+    ...jobEventMembers,
+    error: optional(str, 'why it failed; absent: it did not'),
+  },
+});
+
+export const BLOCK_JOB_CANCELLED = defineEvent({
+  name: 'BLOCK_JOB_CANCELLED',
+  doc: 'A job has been cancelled.',
+  data: jobEventMembers,
+});
+
+export const BLOCK_JOB_ERROR = defineEvent({
+  name: 'BLOCK_JOB_ERROR',
+  doc: 'A request of a job failed.',
+  data: {
+    device: required(str, 'id of the job'),
+    operation: required(IoOperationType, 'direction of the request'),
+    action: required(BlockErrorAction, 'what was done about it'),
+  },
+});
+
+export const BLOCK_JOB_READY = defineEvent({
+  name: 'BLOCK_JOB_READY',
+  doc: 'A job has done all but what comes in, and can be completed.',
+  data: jobEventMembers,
+});
+
+export const BLOCK_JOB_PENDING = defineEvent({
+  name: 'BLOCK_JOB_PENDING',
+  doc: 'A job waits for block-job-finalize.',
+  data: {
+    type: required(JobType, 'its kind'),
+    id: required(str, 'its id'),
+  },
+});
+
+export const BLOCK_JOB_COMMANDS = [
+  BLOCKDEV_MIRROR,
+  QUERY_BLOCK_JOBS,
+  BLOCK_JOB_SET_SPEED,
+  BLOCK_JOB_CANCEL,
+  BLOCK_JOB_PAUSE,
+  BLOCK_JOB_RESUME,
+  BLOCK_JOB_COMPLETE,
+  BLOCK_JOB_DISMISS,
+  BLOCK_JOB_FINALIZE,
+] as const;
+
+export const BLOCK_JOB_EVENTS = [
+  BLOCK_JOB_COMPLETED,
+  BLOCK_JOB_CANCELLED,
+  BLOCK_JOB_ERROR,
+  BLOCK_JOB_READY,
+  BLOCK_JOB_PENDING,
+] as const;

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+/** Commands on nodes. Each is one call into the graph. */
+import * as qapi from '../../../protocol/qapi/block-core.js';
+import { BlockError } from '../../base/errors.js';
+import type { DriverOptions } from '../../block/block-driver.js';
+import type { EdgeParent } from '../../block/edge.js';
+import type { BlockGraph } from '../../block/graph.js';
+import { openNode } from '../../block/open-node.js';
+import { reopenNodes } from '../../block/reopen.js';
+import { resizeNode } from '../../block/resize.js';
+import { setActive } from '../../block/set-active.js';
+import type { Job } from '../../job/job.js';
+import type { EventHub } from '../events.js';
+import type { CommandRegistry } from '../registry.js';
+import { describeGraph } from './describe-graph.js';
+import { describeDevices, describeNode } from './describe-node.js';
+import { describeNodeStats } from './describe-stats.js';
+
+export interface BlockServices {
+  readonly graph: BlockGraph;
+  readonly events: EventHub;
+  /** The job that a root user of a node belongs to, when it is one's. */
+  readonly jobOf: (parent: EdgeParent) => Job | undefined;
+  /** Name of the node of an export. */
+  readonly nodeOfExport: (id: string) => string | undefined;
+  /** Whether an export was added with `allow-inactive`. */
+  readonly mayIdle: (parent: unknown) => boolean;
+}
+
+export function registerBlockCore(registry: CommandRegistry, services: BlockServices): void {
+  registerGraphChanges(registry, services);
+  registerQueries(registry, services);
+  registerNodeSettings(registry, services);
+  services.graph.observer = {
+    ...services.graph.observer,
+    writeThresholdExceeded: (node, exceeded, threshold) =>
+      services.events.emit(qapi.BLOCK_WRITE_THRESHOLD, {
+        'node-name': node.name,
+        'amount-exceeded': exceeded,
+        'write-threshold': threshold,
+      }),
+  };
+}
+
+function registerGraphChanges(registry: CommandRegistry, services: BlockServices): void {
+  const { graph } = services;
+  registry.register(qapi.BLOCKDEV_ADD, async (options) => {
+    if (options['node-name'] === undefined) {
+      throw new BlockError('DF_INVALID', "'node-name' must be specified for the root node");
+    }
+    await openNode(graph, options as DriverOptions, { monitorOwned: true });
+  });
+  registry.register(qapi.BLOCKDEV_DEL, (args) => graph.remove(args['node-name']));
+  registry.register(qapi.BLOCKDEV_REOPEN, ({ options }) =>
+    reopenNodes(graph, options as DriverOptions[]),
+  );
+  registry.register(qapi.BLOCKDEV_SET_ACTIVE, async (args) => {
+    const name = args['node-name'];
+    await setActive(graph, {
+      ...(name !== undefined ? { node: graph.get(name) } : {}),
+      active: args.active,
+      mayIdle: services.mayIdle,
+    });
+  });
+  registry.register(qapi.BLOCK_RESIZE, async ({ device, 'node-name': name, size }) => {
+    if (device !== undefined && name !== undefined) {
+      throw new BlockError('DF_INVALID', "Parameters 'device' and 'node-name' exclude each other");
+    }
+    const node = graph.find(name ?? device ?? '');
+    if (node === undefined) throw notFound(device ?? '', name ?? '');
+    await resizeNode(graph, node, size);
+  });
+}
+
+function registerQueries(registry: CommandRegistry, services: BlockServices): void {
+  const { graph } = services;
+  registry.register(qapi.QUERY_NAMED_BLOCK_NODES, async ({ flat = false }) => {
+    const list = [];
+    // The newest first, as QEMU lists them.
+    for (const node of [...graph.nodes].reverse()) list.push(await describeNode(node, { flat }));
+    return list;
+  });
+  registry.register(qapi.QUERY_BLOCK, () => describeDevices());
+  registry.register(qapi.QUERY_BLOCKSTATS, ({ 'query-nodes': nodes = false }) =>
+    nodes ? graph.nodes.map((node) => describeNodeStats(node)) : [],
+  );
+  registry.register(qapi.X_DEBUG_QUERY_BLOCK_GRAPH, () => describeGraph(graph, services.jobOf));
+}
+
+function registerNodeSettings(registry: CommandRegistry, services: BlockServices): void {
+  const { graph } = services;
+  registry.register(qapi.BLOCK_SET_WRITE_THRESHOLD, (args) => {
+    const node = graph.find(args['node-name']);
+    if (node === undefined) {
+      throw new BlockError('DF_NODE_NOT_FOUND', `Device '${args['node-name']}' not found`);
+    }
+    node.writeThreshold = Number(args['write-threshold']);
+  });
+  registry.register(qapi.BLOCK_LATENCY_HISTOGRAM_SET, (args) => {
+    const node = graph.find(services.nodeOfExport(args.id) ?? args.id);
+    if (node === undefined) throw new BlockError('DF_NOT_FOUND', `Device '${args.id}' not found`);
+    const { boundaries } = args;
+    const all = args['boundaries-read'] ?? args['boundaries-write'] ?? args['boundaries-flush'];
+    const clearsAll = boundaries === undefined && all === undefined;
+    const set = (operation: 'read' | 'write' | 'flush', own: typeof boundaries): void => {
+      const wanted = own ?? boundaries;
+      if (wanted === undefined && !clearsAll) return;
+      node.stats.setHistogram(operation, wanted?.map(Number));
+    };
+    set('read', args['boundaries-read']);
+    set('write', args['boundaries-write']);
+    set('flush', args['boundaries-flush']);
+  });
+  registry.register(qapi.BLOCK_PASSWD, () => {
+    throw new BlockError('DF_INVALID', 'Setting block passwords directly is no longer supported');
+  });
+}
+
+function notFound(device: string, name: string): BlockError {
+  return new BlockError('DF_NOT_FOUND', `Cannot find device='${device}' nor node-name='${name}'`);
+}

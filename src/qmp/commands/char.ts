@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+/** Commands for character devices. */
+import {
+  CHARDEV_ADD,
+  CHARDEV_CHANGE,
+  CHARDEV_REMOVE,
+  ChardevBackendKind,
+  QUERY_CHARDEV,
+  QUERY_CHARDEV_BACKENDS,
+} from '../../../protocol/qapi/char.js';
+import type { CommandRegistry } from '../registry.js';
+import type { ChardevSet } from '../transport/chardev-set.js';
+
+export function registerCharCommands(registry: CommandRegistry, chardevs: ChardevSet): void {
+  registry.register(QUERY_CHARDEV, () => chardevs.infos());
+  registry.register(QUERY_CHARDEV_BACKENDS, () =>
+    ChardevBackendKind.values.map((name) => ({ name })),
+  );
+  registry.register(CHARDEV_ADD, async ({ id, backend }) => {
+    await chardevs.add(id, backend);
+    return {};
+  });
+  registry.register(CHARDEV_CHANGE, async ({ id, backend }) => {
+    await chardevs.change(id, backend);
+    return {};
+  });
+  registry.register(CHARDEV_REMOVE, ({ id }) => chardevs.remove(id));
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+/** Commands on jobs of every kind, and the events of their lives. */
+import * as blockJob from '../../../protocol/qapi/block-job.js';
+import * as qapi from '../../../protocol/qapi/job.js';
+import type { DataOf, Output } from '../../../protocol/qapi/types.js';
+import { toError } from '../../base/errors.js';
+import { BlockJob } from '../../job/block-job.js';
+import type { Job } from '../../job/job.js';
+import type { JobRegistry } from '../../job/job-registry.js';
+import { errorText } from '../error-text.js';
+import type { EventHub } from '../events.js';
+import type { CommandRegistry } from '../registry.js';
+
+type JobType = Output<typeof qapi.JobType>;
+
+export function registerJobs(registry: CommandRegistry, jobs: JobRegistry): void {
+  registry.register(qapi.JOB_PAUSE, ({ id }) => jobs.get(id).pause());
+  registry.register(qapi.JOB_RESUME, ({ id }) => jobs.get(id).resume());
+  registry.register(qapi.JOB_CANCEL, ({ id }) => jobs.get(id).cancel({ force: true }));
+  registry.register(qapi.JOB_COMPLETE, ({ id }) => jobs.get(id).complete());
+  registry.register(qapi.JOB_DISMISS, ({ id }) => jobs.get(id).dismiss());
+  registry.register(qapi.JOB_FINALIZE, ({ id }) => jobs.get(id).finalize());
+  registry.register(qapi.QUERY_JOBS, () => jobs.jobs.map(describeJob));
+}
+
+/** Commands that have two names each: the block jobs' own family. */
+export function registerBlockJobs(registry: CommandRegistry, jobs: JobRegistry): void {
+  const find = (id: string): BlockJob => jobs.getBlockJob(id);
+  registry.register(blockJob.BLOCK_JOB_PAUSE, ({ device }) => find(device).pause());
+  registry.register(blockJob.BLOCK_JOB_RESUME, ({ device }) => find(device).resume());
+  registry.register(blockJob.BLOCK_JOB_CANCEL, ({ device, force = false }) =>
+    find(device).cancel({ force }),
+  );
+  registry.register(blockJob.BLOCK_JOB_COMPLETE, ({ device }) => find(device).complete());
+  registry.register(blockJob.BLOCK_JOB_DISMISS, ({ id }) => find(id).dismiss());
+  registry.register(blockJob.BLOCK_JOB_FINALIZE, ({ id }) => find(id).finalize());
+  registry.register(blockJob.BLOCK_JOB_SET_SPEED, ({ device, speed }) =>
+    find(device).setSpeed(speed),
+  );
+  registry.register(blockJob.QUERY_BLOCK_JOBS, () => jobs.blockJobs.map(describeBlockJob));
+}
+
+/** Turns the lives of jobs into events; returns what ends that. */
+export function emitJobEvents(jobs: JobRegistry, events: EventHub): () => void {
+  return jobs.listen({
+    stateChanged(job) {
+      events.emit(qapi.JOB_STATUS_CHANGE, { id: job.id, status: job.state });
+      if (!(job instanceof BlockJob)) return;
+      if (job.state === 'ready' && !job.wasReady) {
+        events.emit(blockJob.BLOCK_JOB_READY, describeProgress(job));
+      }
+      if (job.state === 'pending' && !job.autoFinalize) {
+        events.emit(blockJob.BLOCK_JOB_PENDING, { type: job.type as JobType, id: job.id });
+      }
+    },
+    finished(job) {
+      if (!(job instanceof BlockJob)) return;
+      if (job.cancelled) {
+        events.emit(blockJob.BLOCK_JOB_CANCELLED, describeProgress(job));
+        return;
+      }
+      const error = job.error === undefined ? {} : { error: errorText(job.error) };
+      events.emit(blockJob.BLOCK_JOB_COMPLETED, { ...describeProgress(job), ...error });
+    },
+    ioError(job, operation, action) {
+      events.emit(blockJob.BLOCK_JOB_ERROR, { device: job.id, operation, action });
+    },
+  });
+}
+
+function describeProgress(job: BlockJob): DataOf<typeof blockJob.BLOCK_JOB_CANCELLED> {
+  return {
+    type: job.type as JobType,
+    device: job.id,
+    len: job.progressTotal,
+    offset: job.progressCurrent,
+    speed: job.speed,
+  };
+}
+
+function describeJob(job: Job): Output<typeof qapi.JobInfo> {
+  return {
+    id: job.id,
+    type: job.type as JobType,
+    status: job.state,
+    'current-progress': job.progressCurrent,
+    'total-progress': job.progressTotal,
+    ...describeError(job),
+  };
+}
+
+function describeBlockJob(job: BlockJob): Output<typeof blockJob.BlockJobInfo> {
+  return {
+    ...describeProgress(job),
+    busy: job.busy,
+    paused: job.userPaused,
+    'io-status': job.ioStatus,
+    ready: job.state === 'ready' || job.state === 'standby',
+    status: job.state,
+    'auto-finalize': job.autoFinalize,
+    'auto-dismiss': job.autoDismiss,
+    ...describeError(job),
+  };
+}
+
+function describeError(job: Job): { error?: string } {
+  return job.error === undefined ? {} : { error: errorText(toError(job.error)) };
+}
