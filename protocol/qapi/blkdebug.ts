@@ -18,11 +18,11 @@ export const BlkdebugEvent = enumeration('BlkdebugEvent', {
     read_aio: 'a read arrives',
     write_aio: 'a write arrives',
     flush_to_os: 'a flush arrives',
-    flush_to_disk: 'a flush goes down to the node below',
+    flush_to_disk: 'a flush goes on to the node below',
     pwritev: 'data goes down to the node below',
     pwritev_zero: 'zeroes go down to the node below',
     pwritev_done: 'a write has been completed',
-    none: 'whatever happens',
+    none: 'the node has been opened',
   },
 });
 

@@ -9,9 +9,9 @@ import {
   defineCommand,
   defineEvent,
   enumeration,
+  int,
   optional,
   required,
-  size,
   str,
   uint64,
 } from './define.js';
@@ -49,7 +49,7 @@ export const BLOCK_RESIZE = defineCommand({
   arguments: {
     device: optional(str, 'name of a device; there are none, so node-name is needed'),
     'node-name': optional(str, 'name of the node'),
-    size: required(size, 'the new size, bytes'),
+    size: required(int, 'the new size, bytes'),
   },
 });
 

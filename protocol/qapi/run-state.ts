@@ -7,7 +7,6 @@ export const RunState = enumeration('RunState', {
   values: {
     running: 'requests of clients are served',
     paused: 'they wait: the command stop has been given',
-    shutdown: 'the daemon is ending',
   },
 });
 

@@ -43,6 +43,8 @@ export type ErrorContext = {
   length?: number;
   /** The errno name of the operating system's error that caused it: 'ENOSPC'. */
   errno?: string;
+  /** Advice for a person; a terminal shows it on a line of its own below the message. */
+  hint?: string;
 };
 
 /**

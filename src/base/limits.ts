@@ -42,5 +42,129 @@ export const QMP_TOKENS_MAX = 2 << 20;
 
 /** Log text that waits for a slow reader of our stderr, bytes; past it lines are dropped. */
 export const LOG_BUFFER_MAX = 4 * MIB;
+/** Time for the last lines of the log to be written at the end of the process, milliseconds. */
+export const LOG_FLUSH_MS = 1000;
 /** Text by which a daemon in the background tells why it could not start, bytes: some lines. */
 export const DAEMONIZE_REPORT_MAX = 16 * KIB;
+/** Times that a PID file is opened anew because its owner removed it meanwhile. */
+export const PIDFILE_RACE_TRIES = 100;
+/** Sockets that a service manager may pass at start. */
+export const ACTIVATION_FDS_MAX = 1024;
+
+/** Longest read that is tried on the event loop, bytes; a longer one would hold it up by copying alone. */
+export const FILE_READ_NOW_MAX = 1 * MIB;
+/** Longest write that goes into the page cache on the event loop, bytes. */
+export const FILE_WRITE_NOW_MAX = 1 * MIB;
+/** Calls that go to the thread pool at once after one that would have waited, or did: a few dozen. */
+export const FILE_POOL_RUN = 32;
+/** A write that held up the event loop for longer, milliseconds, sends those after it to the pool. */
+export const FILE_WRITE_SLOW_MS = 2;
+/** The same for zeroing, discarding and looking for holes, which wait for the disk in short steps. */
+export const FILE_METADATA_SLOW_MS = 0.5;
+/** Longest range that is zeroed or discarded on the event loop, bytes. */
+export const FILE_ZERO_NOW_MAX = 4 * MIB;
+
+/** Commands of one QMP session that wait while another runs, when `oob` is on; QEMU's QMP_REQ_QUEUE_LEN_MAX. */
+export const QMP_QUEUE_MAX = 8;
+/** Out-of-band commands of one QMP session that run at a time. */
+export const QMP_OOB_RUNNING_MAX = 8;
+/** Bytes that a QMP client has not taken yet, past which its next command is not read. */
+export const QMP_UNSENT_PAUSE = 1 * MIB;
+/** Bytes that a QMP client has not taken yet, past which the next event ends its session. */
+export const QMP_UNSENT_MAX = 16 * MIB;
+/** Time for the commands of a QMP client that has ended its side to complete, ms. */
+export const QMP_HALF_CLOSED_MS = 1000;
+/** Clients that wait for a character device to become free; the next is turned away. */
+export const CHARDEV_WAITING_MAX = 16;
+/** Time to open a connection to a socket, ms. */
+export const CHARDEV_CONNECT_MS = 30_000;
+/** Time for a WebSocket client to finish its HTTP request, ms. */
+export const WEBSOCKET_UPGRADE_MS = 10_000;
+/** Largest WebSocket message on a character device, bytes. */
+export const CHARDEV_WEBSOCKET_MESSAGE_MAX = 1 * MIB;
+
+/** Idle time after which an NBD client asks whether its server is still there, milliseconds. */
+export const NBD_KEEPALIVE_IDLE_MS = 10_000;
+/** Largest WebSocket frame that an NBD client takes, bytes: one payload and its heads fit. */
+export const NBD_WEBSOCKET_FRAME_MAX = NBD_PAYLOAD_MAX + 64 * KIB;
+/** Time for an NBD client to connect and finish the option phase, milliseconds. */
+export const NBD_CONNECT_TIMEOUT_MS = 10_000;
+/** An NBD server that says nothing for so long, with requests waiting, counts as lost, milliseconds. */
+export const NBD_STALL_TIMEOUT_MS = 120_000;
+/** Payload of one reply in the option phase, bytes: names and texts are at most 4 KiB each. */
+export const NBD_OPTION_REPLY_MAX = 32 * KIB;
+/** Replies to one option: a list of so many exports is no list for people any more. */
+export const NBD_OPTION_REPLIES_MAX = 65_536;
+/** Buffer in which an NBD client receives heads and small payloads, bytes. */
+export const NBD_CLIENT_RECEIVE_LENGTH = 64 * KIB;
+/** Payloads with at least this much to come are received where they belong, without a copy, bytes. */
+export const NBD_CLIENT_DIRECT_MIN = 16 * KIB;
+/** Write payloads up to this are copied behind their heads, so that many requests are one write, bytes. */
+export const NBD_CLIENT_COPY_MAX = 16 * KIB;
+/** Requests that one client connection has on the wire; more wait their turn. */
+export const NBD_CLIENT_REQUESTS_MAX = 128;
+/** Payload bytes that one client connection has on the wire before further requests wait. */
+export const NBD_CLIENT_BYTES_MAX = 64 * MIB;
+/** A block status chunk, bytes; QEMU sends up to 1 MiB of extents. */
+export const NBD_CLIENT_STATUS_MAX = 4 * MIB;
+/** Pieces in which the data of one read may come without order; more is an attack on our memory. */
+export const NBD_CLIENT_FRAGMENTS_MAX = 4096;
+/** Chunks of one reply that tell of errors. */
+export const NBD_CLIENT_ERROR_CHUNKS_MAX = 256;
+/** Bytes of one WRITE_ZEROES, TRIM, CACHE or BLOCK_STATUS; below 4 GiB and a multiple of every block size. */
+export const NBD_CLIENT_EFFECT_MAX = 1 * GIB;
+/** Connections that an NBD client opens to one export at most, unless told a number. */
+export const NBD_CLIENT_CONNECTIONS_MAX = 16;
+/** Pause before the second attempt to reconnect; doubles up to the maximum, milliseconds. */
+export const NBD_RECONNECT_PAUSE_MIN_MS = 100;
+export const NBD_RECONNECT_PAUSE_MAX_MS = 5_000;
+
+/** Buffers that wait in the pool for their next use, bytes; what exceeds it goes back to the system. */
+export const BUFFER_POOL_IDLE_MAX = 64 * MIB;
+/** Data of one NBD option, bytes; longer ones are refused and skipped. Room for many context queries. */
+export const NBD_OPTION_LENGTH_MAX = 64 * KIB;
+/** Option data that is skipped before the client is taken for an attacker, bytes. */
+export const NBD_OPTION_SKIP_MAX = 32 * MIB;
+/** Queries in one SET_META_CONTEXT or LIST_META_CONTEXT. */
+export const NBD_META_QUERIES_MAX = 1024;
+/** Replies to options that a client has not read yet, bytes; past it no further option is read. */
+export const NBD_OPTION_UNSENT_MAX = 1 * MIB;
+/** Receive buffer of a connection that is quiet or new, bytes: some requests or one 4 KiB write. */
+export const NBD_RECEIVE_SMALL = 16 * KIB;
+/** Receive buffer of a busy connection, bytes: a 64 KiB write with its head in one read. */
+export const NBD_RECEIVE_LARGE = 132 * KIB;
+/** Joined replies of one tick, bytes; also the most that one write of small replies brings. */
+export const NBD_REPLY_ARENA = 256 * KIB;
+/** Read replies up to this many bytes are joined with others; longer ones have their own buffer. */
+export const NBD_JOINED_READ_MAX = 64 * KIB;
+/** WRITE payloads from this many bytes on are received straight into their own buffer. */
+export const NBD_DIRECT_WRITE_MIN = 32 * KIB;
+/** Longest piece in which a READ or WRITE is executed, bytes. */
+export const NBD_PIECE_MAX = 1 * MIB;
+/** The same while memory is short: what every connection may take whatever the others hold. */
+export const NBD_PIECE_SCARCE = 64 * KIB;
+/** Requests of one connection executed in a row before others have their turn. */
+export const NBD_TURN_REQUESTS = 128;
+/** Payload bytes of one connection received in a row before others have their turn. */
+export const NBD_TURN_BYTES = 8 * MIB;
+/** Extents in one BLOCK_STATUS reply and context; clients ask on from its end. */
+export const NBD_STATUS_EXTENTS_MAX = 4096;
+/** Extents looked up in a row before others have their turn. */
+export const NBD_STATUS_TURN = 128;
+/** Time that a client may leave replies unread while others wait for memory, ms. */
+export const NBD_STALL_MAX_MS = 30_000;
+/** Time for clients to take their last replies when the server stops, ms. */
+export const NBD_STOP_GRACE_MS = 5_000;
+/** WebSocket messages to the NBD server, bytes; the stream may be cut anywhere, so this is no limit on WRITE. */
+export const NBD_WEBSOCKET_MESSAGE_MAX = 1 * MIB;
+/** Interval of WebSocket pings; a peer that leaves two unanswered is lost, ms. */
+export const NBD_WEBSOCKET_PING_MS = 15_000;
+
+/** Time for each step of the daemon's end (jobs, exports, nodes, monitors), ms. */
+export const SHUTDOWN_STEP_MS = 10_000;
+/** Time for a goodbye to leave when an NBD client ends a connection, milliseconds. */
+export const NBD_GOODBYE_MS = 1_000;
+/** How long an NBD client measures before it changes its number of connections, milliseconds. */
+export const NBD_GROWTH_WINDOW_MS = 200;
+/** How long it stays with a number that proved best, milliseconds. */
+export const NBD_GROWTH_HOLD_MS = 10_000;

@@ -6,7 +6,7 @@
  */
 import { type DestinationStream, type Logger as PinoLogger, pino } from 'pino';
 import pretty from 'pino-pretty';
-import { LOG_BUFFER_MAX } from './limits.js';
+import { LOG_BUFFER_MAX, LOG_FLUSH_MS } from './limits.js';
 
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
@@ -33,8 +33,11 @@ export interface LogOptions {
 
 export interface Log {
   readonly logger: Logger;
-  /** Writes out what is buffered; for the end of the process. Never throws. */
-  flush(): void;
+  /**
+   * Resolves when all lines so far are written, or after LOG_FLUSH_MS where the reader has stalled;
+   * for the end of the process. Never rejects.
+   */
+  flush(): Promise<void>;
 }
 
 let root: Logger = pino({ level: 'silent' });
@@ -65,6 +68,8 @@ export function createLog(options: LogOptions): Log {
   const destination = pino.destination({
     dest: options.fd,
     sync: false,
+    // 1, not 0: with 0 the stream takes a flush for done while a write is still on its way.
+    minLength: 1,
     maxLength: LOG_BUFFER_MAX,
   });
   // EPIPE, ENOSPC: there is nobody to tell; the daemon's work matters more than its log.
@@ -79,13 +84,15 @@ export function createLog(options: LogOptions): Log {
   };
   return {
     logger: pino(base, stream),
-    flush() {
-      try {
-        destination.flushSync();
-      } catch {
-        // Not writable any more: the lines are lost, and so is any way to say so.
-      }
-    },
+    flush: () =>
+      new Promise((resolve) => {
+        const timer = setTimeout(resolve, LOG_FLUSH_MS);
+        destination.flush(() => {
+          // An error means that nobody can read the log any more: that can't be told either.
+          clearTimeout(timer);
+          resolve();
+        });
+      }),
   };
 }
 

@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: MIT
 /** The root parent of a node: how exports, jobs and commands do I/O on the graph. */
+import type { BlockError } from '../base/errors.js';
 import type { MaybePromise } from '../base/maybe-promise.js';
 import type { BlockLimits, RequestFlags } from './block-driver.js';
 import { type ChainExtent, chainStatus } from './block-status.js';
 import type { ChildEdge, EdgeParent } from './edge.js';
 import { InFlight } from './in-flight.js';
+
+interface Waiting {
+  readonly submit: () => void;
+  readonly reject: (reason: BlockError) => void;
+}
 
 /** What a backend's owner may want to hear of. */
 export interface BackendObserver {
@@ -24,7 +30,7 @@ export class BlockBackend implements EdgeParent {
   readonly #inFlight = new InFlight();
   #edge: ChildEdge | undefined;
   #heldBy = 0;
-  #waiting: (() => void)[] = [];
+  #waiting: Waiting[] = [];
 
   /** @param description as it stands in error texts: "export 'exp0'", "block job 'j0'" */
   constructor(description: string, observer: BackendObserver = {}) {
@@ -106,6 +112,13 @@ export class BlockBackend implements EdgeParent {
     this.drainEnd();
   }
 
+  /** Fails the requests that are held back: whoever made them is gone. */
+  failWaiting(reason: BlockError): void {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const { reject } of waiting) reject(reason);
+  }
+
   describe(): string {
     return this.#description;
   }
@@ -121,7 +134,7 @@ export class BlockBackend implements EdgeParent {
     if (this.#heldBy > 0) return;
     const waiting = this.#waiting;
     this.#waiting = [];
-    for (const submit of waiting) submit();
+    for (const { submit } of waiting) submit();
     this.#observer.drained?.(false);
   }
 
@@ -135,13 +148,14 @@ export class BlockBackend implements EdgeParent {
 
   #later<T>(submit: () => MaybePromise<T>): Promise<T> {
     return new Promise<T>((resolve, reject) => {
-      this.#waiting.push(() => {
+      const submitNow = (): void => {
         try {
           resolve(submit());
         } catch (error) {
           reject(error);
         }
-      });
+      };
+      this.#waiting.push({ submit: submitNow, reject });
     });
   }
 

@@ -75,6 +75,12 @@ export interface Extent {
 
 export type PreallocationMode = 'off' | 'metadata' | 'falloc' | 'full';
 
+export interface TruncateOptions {
+  /** False: a node that ends up larger will do. */
+  readonly exact: boolean;
+  readonly preallocation: PreallocationMode;
+}
+
 /** Which features the driver has, said up front instead of found by failing. */
 export interface DriverFeatures {
   /** `write` and `writeZeroes` honour REQ_FUA themselves; otherwise the node flushes after them. */
@@ -126,10 +132,7 @@ export interface BlockDriver {
   /** Status of a prefix of the range, at this layer alone. Absent: all data. */
   blockStatus?(offset: number, length: number): MaybePromise<Extent>;
   /** Changes the size. Bytes gained read as zeroes. `exact` false: a larger node is fine. */
-  truncate?(
-    size: number,
-    options: { exact: boolean; preallocation: PreallocationMode },
-  ): Promise<void>;
+  truncate?(size: number, options: TruncateOptions): Promise<void>;
 
   /**
    * What the driver takes of, and shares on, a child, given what its own parents take and share.

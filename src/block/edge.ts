@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: MIT
 /** The connection between a parent and the node that it uses. */
 import type { MaybePromise } from '../base/maybe-promise.js';
-import type { BlockLimits, ChildRole, Extent, RequestFlags } from './block-driver.js';
-import type { BlockNode, TruncateOptions } from './node.js';
+import type {
+  BlockLimits,
+  ChildRole,
+  Extent,
+  RequestFlags,
+  TruncateOptions,
+} from './block-driver.js';
+import type { BlockNode } from './node.js';
 import type { PermissionMask, ShareMask } from './permissions.js';
 
 /**

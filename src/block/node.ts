@@ -15,12 +15,12 @@ import {
   DEFAULT_LIMITS,
   type DriverKind,
   type Extent,
-  type PreallocationMode,
   REQ_FUA,
   REQ_MAY_UNMAP,
   type RequestFlags,
   STATUS_ALLOCATED,
   STATUS_DATA,
+  type TruncateOptions,
 } from './block-driver.js';
 import type { ChildEdge, EdgeParent } from './edge.js';
 import { InFlight } from './in-flight.js';
@@ -45,12 +45,6 @@ const CLOSED_DRIVER: BlockDriver = {
 /** What the graph wants to know of a node's I/O. */
 export interface NodeObserver {
   writeThresholdExceeded(node: BlockNode, amountExceeded: number, threshold: number): void;
-}
-
-export interface TruncateOptions {
-  /** False: a node that ends up larger will do. */
-  readonly exact: boolean;
-  readonly preallocation: PreallocationMode;
 }
 
 const TRUNCATE_EXACT: TruncateOptions = { exact: true, preallocation: 'off' };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** The jobs that exist, by id, and who hears of their lives. */
 import { BlockError } from '../base/errors.js';
+import type { EdgeParent } from '../block/edge.js';
 import { BlockJob, type BlockJobObserver, type ErrorAction } from './block-job.js';
 import type { Job } from './job.js';
 
@@ -28,6 +29,11 @@ export class JobRegistry implements BlockJobObserver {
   listen(listener: JobListener): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
+  }
+
+  /** The job whose own a user of a node is, when it is one's. */
+  jobOf(parent: EdgeParent): Job | undefined {
+    return this.jobs.find((job) => job.owns(parent));
   }
 
   /** @throws BlockError in the words of the job-* commands */

@@ -5,6 +5,7 @@
  * `abort` and `clean` how its end takes effect.
  */
 import { BlockError, toError } from '../base/errors.js';
+import type { EdgeParent } from '../block/edge.js';
 import { type JobState, type JobVerb, NEXT_STATES, STATES_OF_VERB } from './job-tables.js';
 import { JobTransaction } from './job-transaction.js';
 
@@ -79,6 +80,11 @@ export abstract class Job {
   protected completeRequested?(): void;
   /** Wakes the work when something it waits for by itself may have changed (cancel, pause, speed). */
   protected wakeUp(): void {}
+
+  /** Whether it is on this job's account that `parent` uses a node. */
+  owns(_parent: EdgeParent): boolean {
+    return false;
+  }
 
   get state(): JobState {
     return this.#state;

@@ -13,6 +13,7 @@ import { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
 import { STATUS_ALLOCATED } from '../block/block-driver.js';
 import { chainStatus } from '../block/block-status.js';
 import { drained } from '../block/drain.js';
+import type { EdgeParent } from '../block/edge.js';
 import { MirrorTopDriver } from '../block/filter/mirror-top.js';
 import type { BlockGraph } from '../block/graph.js';
 import { insertFilter, removeFilterLocked } from '../block/insert-filter.js';
@@ -91,6 +92,10 @@ export class MirrorJob extends BlockJob {
     this.#targetBackend = new BlockBackend(this.describe());
     this.#bitmap = new DirtyBitmap({ size: this.source.size, granularity: options.granularity });
     this.#loop = this.#makeLoop(this.#sourceBackend, this.#targetBackend);
+  }
+
+  override owns(parent: EdgeParent): boolean {
+    return parent === this.#sourceBackend || parent === this.#targetBackend;
   }
 
   describe(): string {

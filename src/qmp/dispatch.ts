@@ -77,7 +77,8 @@ async function run(request: JsonValue, options: DispatchOptions): Promise<Writab
   const command = findCommand(name, isOutOfBand(request), options);
   const args = validate(command.definition.arguments, request.arguments ?? {});
   const result = await command.run(args, { session: options.session });
-  return (result ?? {}) as WritableJson;
+  // The schema says whether there is a result; what a handler happens to return does not count.
+  return command.definition.result === undefined ? {} : (result as WritableJson);
 }
 
 /** The reply that tells of an error. Errors nobody meant are logged; the client gets their text. */

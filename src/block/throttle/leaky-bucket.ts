@@ -47,12 +47,12 @@ export class LeakyBucket {
     if (this.#longBurst) this.#burstLevel += units;
   }
 
-  /** Nanoseconds until the next request may pass; 0 for now. */
+  /** Whole nanoseconds until the next request may pass; 0 for now. */
   waitNs(): number {
     const extra = this.#level - this.#capacity;
-    if (extra > 0) return (extra / this.#rates.average) * NS_PER_SECOND;
+    if (extra > 0) return Math.ceil((extra / this.#rates.average) * NS_PER_SECOND);
     if (!this.#longBurst) return 0;
     const burst = this.#burstLevel - this.#burstCapacity;
-    return burst > 0 ? (burst / this.#rates.max) * NS_PER_SECOND : 0;
+    return burst > 0 ? Math.ceil((burst / this.#rates.max) * NS_PER_SECOND) : 0;
   }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** Limits that several nodes share, each getting its turn. @see throttle.txt */
+
+import { type Clock, systemClock } from '../../base/clock.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
-import { type Clock, systemClock } from './clock.js';
 import { LeakyBucket } from './leaky-bucket.js';
 import {
   changeLimits,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** The `throttle-group` objects by name. @see qapi ThrottleGroupProperties */
+
+import { type Clock, systemClock } from '../../base/clock.js';
 import { BlockError } from '../../base/errors.js';
-import { type Clock, systemClock } from './clock.js';
 import { LIMIT_NAMES, type LimitName, type ThrottleLimits } from './throttle-config.js';
 import { ThrottleGroup } from './throttle-group.js';
 

@@ -8,6 +8,7 @@ import {
   QUERY_CHARDEV,
   QUERY_CHARDEV_BACKENDS,
 } from '../../../protocol/qapi/char.js';
+import { BlockError } from '../../base/errors.js';
 import type { CommandRegistry } from '../registry.js';
 import type { ChardevSet } from '../transport/chardev-set.js';
 
@@ -17,7 +18,13 @@ export function registerCharCommands(registry: CommandRegistry, chardevs: Charde
     ChardevBackendKind.values.map((name) => ({ name })),
   );
   registry.register(CHARDEV_ADD, async ({ id, backend }) => {
-    await chardevs.add(id, backend);
+    try {
+      await chardevs.add(id, backend);
+    } catch (error) {
+      if (!(error instanceof BlockError) || error.code === 'DF_EXISTS') throw error;
+      const text = `Failed to add chardev '${id}'`;
+      throw new BlockError(error.code, text, error.context, { cause: error });
+    }
     return {};
   });
   registry.register(CHARDEV_CHANGE, async ({ id, backend }) => {

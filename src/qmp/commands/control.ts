@@ -17,8 +17,8 @@ export interface ControlCommandsOptions {
   readonly version: Output<typeof VersionInfo>;
   /** Every event that may be sent, for the schema. */
   readonly events: readonly EventDefinition[];
-  /** Begins the end of the process; returns at once, so that the command can be answered. */
-  readonly quit: () => void;
+  /** Ends jobs and exports; the process ends once the command has been answered. */
+  readonly quit: () => void | Promise<void>;
 }
 
 export function registerControlCommands(

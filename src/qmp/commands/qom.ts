@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Objects that nodes refer to, as QEMU's object model shows them. Throttle groups are the only kind. */
 import * as qapi from '../../../protocol/qapi/qom.js';
-import type { JsonValue } from '../../../protocol/qapi/types.js';
+import type { ArgumentsOf, JsonValue } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
 import { LIMIT_NAMES } from '../../block/throttle/throttle-config.js';
@@ -33,17 +33,7 @@ const TYPES = [
 ] as const;
 
 export function registerQom(registry: CommandRegistry, groups: ThrottleGroups): void {
-  registry.register(qapi.OBJECT_ADD, (options) => {
-    checkObjectId(options.id);
-    if (groups.find(options.id) !== undefined) {
-      throw new BlockError(
-        'DF_EXISTS',
-        `attempt to add duplicate property '${options.id}' to object (type 'container')`,
-      );
-    }
-    const { 'qom-type': _type, id, ...properties } = options;
-    groups.add(id, properties);
-  });
+  registry.register(qapi.OBJECT_ADD, (options) => addObject(groups, options));
   registry.register(qapi.OBJECT_DEL, ({ id }) => groups.remove(id));
   registry.register(qapi.QOM_LIST, ({ path }) => listObject(groups, path));
   registry.register(qapi.QOM_GET, ({ path, property }) => getProperty(groups, path, property));
@@ -55,6 +45,22 @@ export function registerQom(registry: CommandRegistry, groups: ThrottleGroups): 
       (type) => base === undefined || type.name === base || isA(type, base),
     ),
   );
+}
+
+/** What `object-add` and `--object` do. @throws BlockError DF_EXISTS, DF_INVALID */
+export function addObject(
+  groups: ThrottleGroups,
+  options: ArgumentsOf<typeof qapi.OBJECT_ADD>,
+): void {
+  checkObjectId(options.id);
+  if (groups.find(options.id) !== undefined) {
+    throw new BlockError(
+      'DF_EXISTS',
+      `attempt to add duplicate property '${options.id}' to object (type 'container')`,
+    );
+  }
+  const { 'qom-type': _type, id, ...properties } = options;
+  groups.add(id, properties);
 }
 
 const isA = (type: (typeof TYPES)[number], base: string): boolean =>

@@ -29,16 +29,19 @@ const FLAGS: readonly string[] = [
 
 /** Splits at commas, where two commas stand for one in a value. */
 function splitOptions(text: string): string[] {
-  const parts: string[] = [''];
-  for (let at = 0; at < text.length; at++) {
-    const last = parts.length - 1;
-    if (text[at] !== ',') parts[last] += text[at];
-    else if (text[at + 1] === ',') {
-      parts[last] += ',';
-      at++;
-    } else parts.push('');
+  const parts: string[] = [];
+  let part = '';
+  for (let at = 0; at <= text.length; at++) {
+    const isComma = text[at] === ',';
+    if (at < text.length && (!isComma || text[at + 1] === ',')) {
+      part += text[at];
+      if (isComma) at++;
+    } else {
+      if (part !== '') parts.push(part);
+      part = '';
+    }
   }
-  return parts.filter((part) => part !== '');
+  return parts;
 }
 
 function parsePairs(text: string): Map<string, string> {

@@ -30,13 +30,17 @@ export function parseFileOptions(given: DriverOptions): FileOptions {
   }
   // The operating system would take it for the end of the path.
   if (filename.includes('\0')) throw invalid('filename', filename);
-  if (locking !== 'auto' && locking !== 'on' && locking !== 'off') throw invalid('locking', locking);
+  if (locking !== 'auto' && locking !== 'on' && locking !== 'off')
+    throw invalid('locking', locking);
   if (aio !== 'threads') throw invalid('aio', aio);
   return { filename, locking };
 }
 
 function invalid(key: string, value: unknown): BlockError {
-  return new BlockError('DF_INVALID', `Parameter '${key}' does not accept value '${String(value)}'`);
+  return new BlockError(
+    'DF_INVALID',
+    `Parameter '${key}' does not accept value '${String(value)}'`,
+  );
 }
 
 /**

@@ -51,11 +51,11 @@ export class ZeroRanges {
       if (pending === undefined) return;
       return pending.catch((error: unknown) => {
         this.#note(method, error);
-        throw error;
+        throw notSupported();
       });
     } catch (error) {
       this.#note(method, error);
-      throw error;
+      throw notSupported();
     }
   }
 
@@ -122,8 +122,12 @@ async function punchAndAllocate(
   await holes.change('allocate', offset, length);
 }
 
-function isNotSupported(error: unknown): boolean {
-  return error instanceof BlockError && error.code === 'DF_NOT_SUPPORTED';
+/** Character devices and odd file systems say so in their own ways. */
+const ABSENT: ReadonlySet<string | undefined> = new Set(['ENOTTY', 'ENODEV']);
+
+function isNotSupported(error: unknown): error is BlockError {
+  if (!(error instanceof BlockError)) return false;
+  return error.code === 'DF_NOT_SUPPORTED' || ABSENT.has(error.context.errno);
 }
 
 function notSupported(): BlockError {

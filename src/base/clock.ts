@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/** Time as throttling sees it; tests have one that they turn themselves. */
+/** The source of time; tests put one in its place that they turn themselves. */
+
 export interface Clock {
   /** Nanoseconds since any fixed moment; never steps back. */
   nowNs(): number;
@@ -8,14 +9,19 @@ export interface Clock {
 }
 
 const NS_PER_MS = 1e6;
-/** Longest delay that setTimeout keeps; a timer that fires early is started again. */
+/** Longest delay that setTimeout keeps, milliseconds; longer ones fire early and are started again. */
 const DELAY_MAX_MS = 2 ** 31 - 1;
 
 export const systemClock: Clock = {
   nowNs: () => performance.now() * NS_PER_MS,
   startTimer(delayNs, fire) {
-    const delayMs = Math.min(Math.max(Math.ceil(delayNs / NS_PER_MS), 1), DELAY_MAX_MS);
-    const timer = setTimeout(fire, delayMs);
+    const dueMs = performance.now() + delayNs / NS_PER_MS;
+    let timer: NodeJS.Timeout;
+    const start = (): void => {
+      const delayMs = Math.max(Math.ceil(dueMs - performance.now()), 1);
+      timer = delayMs > DELAY_MAX_MS ? setTimeout(start, DELAY_MAX_MS) : setTimeout(fire, delayMs);
+    };
+    start();
     return () => clearTimeout(timer);
   },
 };

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: MIT
+/** Registers each driver and filter, one line each. */
+import { blkdebugDefinition } from '../filter/blkdebug/driver.js';
+import { blklogwritesDefinition } from '../filter/blklogwrites.js';
+import { blkverifyDefinition } from '../filter/blkverify.js';
+import { createCopyOnReadDriver } from '../filter/copy-on-read.js';
+import { preallocateDefinition } from '../filter/preallocate.js';
+import { createThrottleDriver } from '../filter/throttle.js';
+import type { BlockGraph } from '../graph.js';
+import type { ThrottleGroups } from '../throttle/throttle-groups.js';
+import { fileDriver, hostDeviceDriver } from './file/driver.js';
+import { nbdDefinition } from './nbd.js';
+import { nullAioDriver, nullCoDriver } from './null.js';
+import { rawDriver } from './raw.js';
+
+/** @param groups where throttle nodes find the group that they name */
+export function registerDrivers(graph: BlockGraph, groups: ThrottleGroups): void {
+  const { drivers } = graph;
+  drivers.register(fileDriver);
+  drivers.register(hostDeviceDriver);
+  drivers.register(rawDriver);
+  drivers.register(nullCoDriver);
+  drivers.register(nullAioDriver);
+  drivers.register(nbdDefinition);
+  drivers.register(createThrottleDriver((name) => groups.find(name)));
+  drivers.register(createCopyOnReadDriver((name) => graph.find(name)));
+  drivers.register(preallocateDefinition);
+  drivers.register(blkdebugDefinition);
+  drivers.register(blkverifyDefinition);
+  drivers.register(blklogwritesDefinition);
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+/** diskferryd: from the command line to a daemon that serves, and to its end. */
+import { toError } from '../base/errors.js';
+import { createLog, type Log, setRootLog } from '../base/log.js';
+import { errorText } from '../qmp/error-text.js';
+import { tryLockFile } from '../sys/file-lock.js';
+import { Daemon } from './daemon.js';
+import {
+  DAEMON_UMASK,
+  type ReadinessReport,
+  readinessReport,
+  startInBackground,
+} from './daemonize.js';
+import { type DaemonOptions, descriptorsOf, parseCommandLine } from './options.js';
+import { createPidFile, type PidFile } from './pidfile.js';
+import { takeActivationSockets } from './socket-activation.js';
+import { VERSION_TEXT } from './version.js';
+
+const PROGRAM = 'diskferryd';
+
+async function main(): Promise<void> {
+  const report = readinessReport(process.env);
+  try {
+    const parsed = parseCommandLine(process.argv.slice(2), VERSION_TEXT);
+    if (parsed.kind === 'print') {
+      process.stdout.write(parsed.text);
+      return;
+    }
+    if (parsed.options.daemonize && report === undefined) await background(parsed.options);
+    else await run(parsed.options, report);
+  } catch (error) {
+    fail(errorText(toError(error)), report);
+  }
+}
+
+/** One clear line, exit 1. */
+function fail(reason: string, report: ReadinessReport | undefined): void {
+  if (report !== undefined) report.failed(reason);
+  else process.stderr.write(`${PROGRAM}: ${reason}\n`);
+  process.exit(1);
+}
+
+async function background({ actions }: DaemonOptions): Promise<void> {
+  const result = await startInBackground({
+    execPath: process.execPath,
+    args: [...process.execArgv, ...process.argv.slice(1)],
+    env: process.env,
+    inheritFds: descriptorsOf(actions),
+  });
+  if (!result.ready) fail(result.reason, undefined);
+  process.exit(0);
+}
+
+async function run(options: DaemonOptions, report: ReadinessReport | undefined): Promise<void> {
+  const log = createLog({
+    level: options.logLevel,
+    format: process.stderr.isTTY === true ? 'text' : 'json',
+    fd: 2,
+    colour: process.stderr.isTTY === true,
+  });
+  setRootLog(log.logger);
+  const ending = new Ending(log);
+  const daemon = new Daemon({
+    logger: log.logger,
+    stdio: { input: process.stdin, output: process.stdout },
+    onQuit: () => ending.begin('quit'),
+  });
+  ending.daemon = daemon;
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => ending.begin(signal));
+  }
+  process.on('uncaughtException', (error) => {
+    log.logger.fatal(
+      { event: 'daemon.unexpected', error },
+      'an unexpected error; the daemon goes on',
+    );
+  });
+  if (report !== undefined) process.umask(DAEMON_UMASK);
+  try {
+    ending.pidFile = makePidFile(options);
+    daemon.nbd.activationSockets = takeActivationSockets(process.env, process.pid);
+    for (const action of options.actions) await applyNamed(daemon, action);
+  } catch (error) {
+    await daemon.shutDown();
+    ending.pidFile?.remove();
+    await log.flush();
+    fail(errorText(toError(error)), report);
+  }
+  if (report === undefined) return;
+  process.chdir('/');
+  report.ready();
+}
+
+function makePidFile({ pidfile }: DaemonOptions): PidFile | undefined {
+  if (pidfile === undefined) return undefined;
+  return createPidFile({ path: pidfile, pid: process.pid, tryLock: tryLockFile });
+}
+
+async function applyNamed(daemon: Daemon, action: DaemonOptions['actions'][number]): Promise<void> {
+  try {
+    await daemon.apply(action);
+  } catch (error) {
+    throw new Error(`${action.place}: ${errorText(toError(error))}`);
+  }
+}
+
+/** The end of the process: begun once, whoever asks first. */
+class Ending {
+  daemon: Daemon | undefined;
+  pidFile: PidFile | undefined;
+  #begun = false;
+
+  constructor(private readonly log: Log) {}
+
+  /** Ends everything in order, then the process with 0. */
+  begin(reason: string): void {
+    if (this.#begun) return;
+    this.#begun = true;
+    this.log.logger.info({ event: 'daemon.shutdown', reason }, 'shutting down');
+    void this.#end();
+  }
+
+  async #end(): Promise<void> {
+    // The answer to `quit` is written before the monitors are closed.
+    await new Promise((resolve) => setImmediate(resolve));
+    await this.daemon?.shutDown();
+    this.pidFile?.remove();
+    await this.log.flush();
+    process.exit(0);
+  }
+}
+
+await main();

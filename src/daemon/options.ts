@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The command line of diskferryd: that of qemu-storage-daemon, so that scripts which start the one
+ * can start the other. Options that make something keep their order: what an option refers to has to
+ * come before it.
+ */
+import { BlockdevOptions } from '../../protocol/qapi/block-core-options.js';
+import { BlockExportOptions, NbdServerOptions } from '../../protocol/qapi/block-export.js';
+import { MonitorOptions } from '../../protocol/qapi/control.js';
+import type { Infer } from '../../protocol/qapi/define.js';
+import { ObjectOptions } from '../../protocol/qapi/qom.js';
+import { membersOf } from '../../protocol/qapi/structure.js';
+import type { AnyType, JsonValue } from '../../protocol/qapi/types.js';
+import { validate } from '../../protocol/qapi/validate.js';
+import { BlockError, toError } from '../base/errors.js';
+import { isLogLevel, LOG_LEVELS, type LogLevel } from '../base/log.js';
+import { parseJson } from '../qmp/json-stream.js';
+import { parseChardevOption } from '../qmp/transport/chardev-option.js';
+import type { BackendOptions } from '../qmp/transport/chardev-set.js';
+import { type Argument, type OptionTable, splitArguments } from './getopt.js';
+import { HELP_TEXT } from './help.js';
+import { parseKeyval } from './keyval.js';
+
+/** One thing to be made, in the order of the command line. */
+export type OptionAction = (
+  | { readonly kind: 'blockdev'; readonly options: Infer<typeof BlockdevOptions> }
+  | { readonly kind: 'chardev'; readonly id: string; readonly backend: BackendOptions }
+  | { readonly kind: 'export'; readonly options: Infer<typeof BlockExportOptions> }
+  | { readonly kind: 'monitor'; readonly options: Infer<typeof MonitorOptions> }
+  | { readonly kind: 'nbd-server'; readonly options: Infer<typeof NbdServerOptions> }
+  | { readonly kind: 'object'; readonly options: Infer<typeof ObjectOptions> }
+) & {
+  /** The option as it was given, to put in front of an error: `--blockdev driver=file,...`. */
+  readonly place: string;
+};
+
+export interface DaemonOptions {
+  readonly daemonize: boolean;
+  /** Path as given; relative to the directory in which we were started. */
+  readonly pidfile?: string;
+  readonly logLevel: LogLevel;
+  readonly actions: readonly OptionAction[];
+}
+
+/** Either something to print, with success, or a daemon to run. */
+export type CommandLine =
+  | { readonly kind: 'print'; readonly text: string }
+  | { readonly kind: 'run'; readonly options: DaemonOptions };
+
+const OPTIONS: OptionTable = {
+  blockdev: { argument: true },
+  chardev: { argument: true },
+  daemonize: { argument: false },
+  export: { argument: true },
+  help: { argument: false, short: 'h' },
+  'log-level': { argument: true },
+  monitor: { argument: true },
+  'nbd-server': { argument: true },
+  object: { argument: true },
+  pidfile: { argument: true },
+  trace: { argument: true, short: 'T' },
+  version: { argument: false, short: 'V' },
+};
+
+/**
+ * Parses and checks all arguments before anything is made.
+ * @param args what follows the script's name
+ * @param versionText what `--version` prints
+ * @throws BlockError DF_INVALID; the message is one line that starts with the option at fault
+ */
+export function parseCommandLine(args: readonly string[], versionText: string): CommandLine {
+  const given = splitArguments(args, OPTIONS);
+  const actions: OptionAction[] = [];
+  let daemonize = false;
+  let pidfile: string | undefined;
+  let logLevel: LogLevel = 'info';
+  // As qemu-storage-daemon: these count wherever they stand, before anything else is looked at.
+  for (const { name } of given) {
+    if (name === 'help') return { kind: 'print', text: HELP_TEXT };
+    if (name === 'version') return { kind: 'print', text: versionText };
+  }
+  for (const argument of given) {
+    try {
+      if (argument.name === 'daemonize') daemonize = true;
+      else if (argument.name === 'pidfile') pidfile = argument.value;
+      else if (argument.name === 'log-level') logLevel = parseLogLevel(argument.value);
+      else {
+        const text = objectHelp(argument);
+        if (text !== undefined) return { kind: 'print', text };
+        actions.push(parseAction(argument));
+      }
+    } catch (error) {
+      throw new BlockError('DF_INVALID', `${argument.place}: ${toError(error).message}`, {});
+    }
+  }
+  if (daemonize) refuseStdio(actions);
+  return {
+    kind: 'run',
+    options: { daemonize, logLevel, actions, ...(pidfile !== undefined ? { pidfile } : {}) },
+  };
+}
+
+function parseAction({ name, value, place }: Argument): OptionAction {
+  switch (name) {
+    case 'blockdev':
+      return { kind: 'blockdev', place, options: checked(BlockdevOptions, value, 'driver') };
+    case 'chardev':
+      return { kind: 'chardev', place, ...parseChardevOption(value) };
+    case 'export':
+      return { kind: 'export', place, options: checked(BlockExportOptions, value, 'type') };
+    case 'monitor':
+      return { kind: 'monitor', place, options: checked(MonitorOptions, value, 'chardev') };
+    case 'nbd-server':
+      return { kind: 'nbd-server', place, options: checked(NbdServerOptions, value) };
+    case 'object':
+      return { kind: 'object', place, options: checked(ObjectOptions, value, 'qom-type') };
+    default:
+      throw new BlockError(
+        'DF_INVALID',
+        'diskferryd has no trace points; use --log-level trace to see what it does',
+      );
+  }
+}
+
+/** The argument as the schema wants it: JSON when it starts with `{`, otherwise `key=value,...`. */
+function checked<const T extends AnyType>(type: T, text: string, impliedKey?: string): Infer<T> {
+  if (text.startsWith('{')) return validate(type, parseJson(text));
+  const { tree, help } = parseKeyval(text, impliedKey !== undefined ? { impliedKey } : {});
+  if (help) throw new BlockError('DF_INVALID', 'Help is not available for this option');
+  return validate(type, tree as JsonValue, { keyval: true });
+}
+
+function parseLogLevel(text: string): LogLevel {
+  if (isLogLevel(text)) return text;
+  const choices = LOG_LEVELS.join(', ');
+  throw new BlockError('DF_INVALID', `'${text}' is no log level; there are ${choices}`);
+}
+
+/** `--object help` and `--object TYPE,help` print what there is. */
+function objectHelp({ name, value }: Argument): string | undefined {
+  if (name !== 'object' || value.startsWith('{')) return undefined;
+  const { tree, help } = parseKeyval(value, { impliedKey: 'qom-type' });
+  if (!help) return undefined;
+  const type = tree['qom-type'];
+  if (type === undefined) {
+    const kinds = Object.keys(ObjectOptions.branches).map((kind) => `  ${kind}\n`);
+    return `List of user creatable objects:\n${kinds.join('')}`;
+  }
+  const branches: Readonly<Record<string, (typeof ObjectOptions.branches)['throttle-group']>> =
+    ObjectOptions.branches;
+  const branch = typeof type === 'string' && Object.hasOwn(branches, type) && branches[type];
+  if (!branch) {
+    throw new BlockError('DF_INVALID', `Parameter 'qom-type' does not accept value '${type}'`);
+  }
+  const lines = [...membersOf(branch)].map(([key, member]) => `  ${key}: ${member.doc}\n`);
+  return `${type} options:\n${lines.join('')}`;
+}
+
+/** A daemon in the background has no stdin or stdout that anybody could use. */
+function refuseStdio(actions: readonly OptionAction[]): void {
+  for (const action of actions) {
+    if (action.kind === 'chardev' && action.backend.type === 'stdio') {
+      throw new BlockError('DF_INVALID', `${action.place}: cannot use stdio with -daemonize`);
+    }
+  }
+}
+
+/**
+ * Descriptors that options name by number, for a start in the background: they have to be passed on.
+ * Names that are no number are names of sockets from a service manager.
+ */
+export function descriptorsOf(actions: readonly OptionAction[]): number[] {
+  const found = new Set<number>();
+  const visit = (value: unknown): void => {
+    if (typeof value !== 'object' || value === null) return;
+    const entry = value as { type?: unknown; str?: unknown; data?: { str?: unknown } };
+    const text = entry.str ?? entry.data?.str;
+    if (entry.type === 'fd' && typeof text === 'string' && /^[0-9]{1,6}$/.test(text)) {
+      found.add(Number(text));
+    }
+    for (const child of Object.values(value)) visit(child);
+  };
+  for (const action of actions) visit(action);
+  return [...found].filter((fd) => fd > 2).sort((a, b) => a - b);
+}

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The connections to one export. Requests go to the connection with the least to do; those of a lost
+ * connection go to another one, or wait for the server's return.
+ *
+ * Every NBD command may be sent twice: it does the same again. More than one connection is used only
+ * where the server says NBD_FLAG_CAN_MULTI_CONN, and then a flush on any of them covers the writes
+ * that have completed on all. @see proto.md "Transmission flags"
+ */
+import { NBD_FLAG_CAN_MULTI_CONN } from '../../../protocol/nbd/constants.js';
+import { BlockError, toError } from '../../base/errors.js';
+import { type ConnectionEvents, type ConnectOptions, NbdConnection } from './connection.js';
+import { ConnectionGrowth } from './growth.js';
+import type { NbdSession } from './negotiate.js';
+import { connectFirst, ExportChangedError, Outage } from './reconnect.js';
+import type { ClientRequest } from './request.js';
+
+/** What happened to the connection as a whole. */
+export type NbdClientEvent =
+  | { readonly type: 'disconnected'; readonly error: BlockError }
+  | { readonly type: 'reconnected' }
+  | { readonly type: 'failed'; readonly error: BlockError };
+
+export interface PoolOptions extends Omit<ConnectOptions, 'signal'> {
+  /** For error texts. */
+  readonly name: string;
+  readonly connectionsMax: number;
+  /** Open all of them at once instead of as many as pay off. */
+  readonly eager: boolean;
+  readonly reconnectDelayMs: number;
+  /** False: a lost connection is the end (an inherited descriptor). */
+  readonly canReconnect: boolean;
+  readonly openTimeoutMs: number;
+  /** 0: a server may be silent for ever. */
+  readonly stallTimeoutMs: number;
+  readonly onEvent: (event: NbdClientEvent) => void;
+}
+
+export class ConnectionPool implements ConnectionEvents {
+  readonly session: NbdSession;
+  readonly #options: PoolOptions;
+  readonly #connections: NbdConnection[] = [];
+  /** Requests without a connection that has room, first come first. */
+  #queue: ClientRequest[] = [];
+  readonly #growth: ConnectionGrowth;
+  readonly #closing = new AbortController();
+  /** Attempts under way to open further connections. */
+  #opening = 0;
+  #growthRefused = false;
+  #outage: Outage | undefined;
+  #lost: BlockError | undefined;
+  /** Set for good: closed, or beyond hope. */
+  #failure: BlockError | undefined;
+  readonly #stallTimer: NodeJS.Timeout | undefined;
+
+  /** @throws BlockError when there is no first connection within `openTimeoutMs` */
+  static async open(options: PoolOptions, signal: AbortSignal): Promise<ConnectionPool> {
+    let pool: ConnectionPool | undefined;
+    // A connection can be lost before its pool exists; the pool looks when it starts.
+    const events: ConnectionEvents = {
+      completed: (connection, request) => pool?.completed(connection, request),
+      lost: (connection, error, orphans) => pool?.lost(connection, error, orphans),
+    };
+    const attempt = (each: AbortSignal): Promise<NbdConnection> =>
+      NbdConnection.open({ ...options, signal: each }, events);
+    const first = await connectFirst(attempt, options.openTimeoutMs, signal);
+    pool = new ConnectionPool(options, first);
+    return pool;
+  }
+
+  private constructor(options: PoolOptions, first: NbdConnection) {
+    this.#options = options;
+    this.session = first.session;
+    const multi = (first.session.transmissionFlags & NBD_FLAG_CAN_MULTI_CONN) !== 0;
+    const max = multi && options.canReconnect ? options.connectionsMax : 1;
+    this.#growth = new ConnectionGrowth(max, { eager: options.eager });
+    const { stallTimeoutMs } = options;
+    if (stallTimeoutMs > 0) {
+      this.#stallTimer = setInterval(() => this.#findStalled(), stallTimeoutMs / 4);
+      this.#stallTimer.unref();
+    }
+    if (first.isClosed) {
+      const error = new BlockError('DF_DISCONNECTED', 'the server hung up');
+      queueMicrotask(() => this.lost(first, error, []));
+    }
+    this.#connections.push(first);
+    this.#resize();
+  }
+
+  get connectionCount(): number {
+    return this.#connections.length;
+  }
+
+  /** True while no connection stands. */
+  get disconnected(): boolean {
+    return this.#connections.length === 0;
+  }
+
+  /** Sends a request as soon as possible, or ends it with an error. */
+  submit(request: ClientRequest): void {
+    if (this.#failure !== undefined) {
+      request.end(this.#failure);
+      return;
+    }
+    if (this.#queue.length === 0) {
+      const connection = this.#pick();
+      if (connection !== undefined) {
+        connection.submit(request);
+        return;
+      }
+    }
+    if (this.#connections.length === 0 && !this.#outage?.waiting) request.end(this.#goneError());
+    else this.#queue.push(request);
+  }
+
+  completed(connection: NbdConnection, request: ClientRequest): void {
+    const retry = request.error?.code === 'DF_SHUTDOWN' && this.#options.reconnectDelayMs > 0;
+    if (retry && this.#failure === undefined) {
+      this.#queue.unshift(request);
+      connection.fail(new BlockError('DF_DISCONNECTED', 'the server is shutting down'));
+      return;
+    }
+    const waiting = connection.requestCount * this.#connections.length + this.#queue.length + 1;
+    request.end(request.error);
+    if (this.#queue.length > 0) this.#pump();
+    if (this.#growth.note(request.payloadLength, waiting, connection.lastProgress)) this.#resize();
+    this.#retire(connection);
+  }
+
+  lost(connection: NbdConnection, error: BlockError, orphans: ClientRequest[]): void {
+    const at = this.#connections.indexOf(connection);
+    if (at >= 0) this.#connections.splice(at, 1);
+    if (this.#failure !== undefined) {
+      for (const request of orphans) request.end(this.#failure);
+      return;
+    }
+    this.#queue.unshift(...orphans);
+    if (error.code === 'DF_PROTOCOL') {
+      const text = `the NBD server ${this.#options.name} was dropped: ${error.message}`;
+      this.#fail(new BlockError('DF_PROTOCOL', text, {}, { cause: error }));
+    } else if (this.#connections.length > 0) {
+      this.#pump();
+    } else {
+      this.#lost = error;
+      this.#startOutage(error);
+    }
+  }
+
+  /** Requests that wait for a server's return fail now. */
+  stopWaiting(): void {
+    this.#outage?.expire();
+  }
+
+  /** Ends everything at once; requests without an answer fail with `error`. */
+  close(error: BlockError): void {
+    if (this.#failure === undefined) this.#end(error);
+  }
+
+  #end(error: BlockError): void {
+    this.#failure = error;
+    clearInterval(this.#stallTimer);
+    this.#closing.abort(error);
+    this.#outage?.end();
+    for (const connection of this.#connections.splice(0)) {
+      for (const request of connection.close()) request.end(error);
+    }
+    for (const request of this.#queue.splice(0)) request.end(error);
+  }
+
+  #fail(error: BlockError): void {
+    this.#end(error);
+    this.#options.onEvent({ type: 'failed', error });
+  }
+
+  #pump(): void {
+    let sent = 0;
+    for (const request of this.#queue) {
+      const connection = this.#pick();
+      if (connection === undefined) break;
+      connection.submit(request);
+      sent++;
+    }
+    this.#queue.splice(0, sent);
+  }
+
+  /** The connection with the least bytes under way, the first one among equals. */
+  #pick(): NbdConnection | undefined {
+    let best: NbdConnection | undefined;
+    let bestLoad = Number.POSITIVE_INFINITY;
+    const count = Math.min(this.#connections.length, this.#growth.wanted);
+    for (let at = 0; at < count; at++) {
+      const connection = this.#connections[at];
+      if (connection === undefined || !connection.hasRoom) continue;
+      const load = connection.bytesInFlight + connection.requestCount;
+      if (load < bestLoad) {
+        best = connection;
+        bestLoad = load;
+      }
+    }
+    return best;
+  }
+
+  /** Opens what is missing, closes what is too many and idle. */
+  #resize(): void {
+    const { wanted } = this.#growth;
+    for (const surplus of this.#connections.slice(wanted)) this.#retire(surplus);
+    while (!this.#growthRefused && this.#connections.length + this.#opening < wanted) {
+      this.#opening++;
+      void this.#openFurther();
+    }
+  }
+
+  #retire(connection: NbdConnection): void {
+    if (this.#connections.length <= this.#growth.wanted || connection.requestCount > 0) return;
+    const at = this.#connections.indexOf(connection);
+    if (at < this.#growth.wanted) return;
+    this.#connections.splice(at, 1);
+    connection.close();
+  }
+
+  async #openFurther(): Promise<void> {
+    try {
+      const connection = await this.#connect(this.#closing.signal);
+      const late = this.#failure !== undefined || this.#outage !== undefined;
+      if (late || this.#connections.length >= this.#growth.wanted) connection.close();
+      else this.#connections.push(connection);
+    } catch {
+      // The server has enough of us (max-connections); what stands goes on.
+      this.#growthRefused = true;
+    } finally {
+      this.#opening--;
+    }
+    if (this.#failure === undefined && this.#queue.length > 0) this.#pump();
+  }
+
+  /** One attempt, which has to bring the same export as at first. */
+  async #connect(signal: AbortSignal): Promise<NbdConnection> {
+    const connection = await NbdConnection.open({ ...this.#options, signal }, this);
+    const difference = describeDifference(this.session, connection.session);
+    if (difference === undefined) return connection;
+    connection.close();
+    throw new ExportChangedError(
+      'DF_DISCONNECTED',
+      `the NBD server ${this.#options.name} came back with ${difference}`,
+    );
+  }
+
+  #startOutage(error: BlockError): void {
+    const { onEvent, canReconnect } = this.#options;
+    if (!canReconnect) {
+      this.#fail(this.#goneError());
+      return;
+    }
+    onEvent({ type: 'disconnected', error });
+    const outage = new Outage({
+      attempt: (signal) => this.#connect(signal),
+      windowMs: this.#options.reconnectDelayMs,
+      onBack: (connection) => this.#back(connection),
+      onExpired: () => {
+        for (const request of this.#queue.splice(0)) request.end(this.#goneError());
+      },
+      onHopeless: (hopeless) => this.#fail(hopeless),
+    });
+    this.#outage = outage;
+    outage.start();
+  }
+
+  #back(connection: NbdConnection): void {
+    this.#outage = undefined;
+    this.#growthRefused = false;
+    this.#connections.push(connection);
+    this.#options.onEvent({ type: 'reconnected' });
+    this.#pump();
+    this.#resize();
+  }
+
+  #goneError(): BlockError {
+    const { name, reconnectDelayMs } = this.#options;
+    const lost = this.#lost?.message ?? 'connection lost';
+    const last = this.#outage?.lastError;
+    const waited =
+      reconnectDelayMs > 0 ? ` and did not come back within ${reconnectDelayMs / 1000} s` : '';
+    const why = last === undefined ? '' : `; last attempt: ${last.message}`;
+    const cause = last ?? this.#lost;
+    const text = `lost the NBD server ${name} (${lost})${waited}${why}`;
+    return new BlockError('DF_DISCONNECTED', text, {}, { cause });
+  }
+
+  #findStalled(): void {
+    const { stallTimeoutMs } = this.#options;
+    const limit = performance.now() - stallTimeoutMs;
+    for (const connection of [...this.#connections]) {
+      if (connection.requestCount === 0 || connection.lastProgress > limit) continue;
+      const text = `no answer for ${stallTimeoutMs / 1000} s`;
+      connection.fail(new BlockError('DF_TIMEOUT', text));
+    }
+  }
+}
+
+/** In what a connection differs from the first one, where that makes it useless; else undefined. */
+function describeDifference(first: NbdSession, now: NbdSession): string | undefined {
+  if (now.size !== first.size) return `${now.size} bytes instead of ${first.size}`;
+  // A feature gained is no harm; multi-conn is about other connections and may go.
+  const lost = first.transmissionFlags & ~now.transmissionFlags & ~(NBD_FLAG_CAN_MULTI_CONN | 1 << 4);
+  const readOnly = ~first.transmissionFlags & now.transmissionFlags & 2;
+  if (readOnly !== 0) return 'a read-only export';
+  if ((lost & ~2) !== 0) return `fewer features (flags 0x${now.transmissionFlags.toString(16)})`;
+  if (now.blockSizes.minimum > first.blockSizes.minimum) return 'a larger minimum block size';
+  if (now.blockSizes.maximum < first.blockSizes.maximum) return 'a smaller maximum payload';
+  for (const context of first.contexts.keys()) {
+    if (!now.contexts.has(context)) return `no meta context '${context}'`;
+  }
+  return undefined;
+}
+
+/** Any failure of the library as the error it promises. */
+export function asBlockError(error: unknown): BlockError {
+  if (error instanceof BlockError) return error;
+  const cause = toError(error);
+  return new BlockError('DF_IO', cause.message, {}, { cause });
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+/** The NBD server and exports, under QMP control. */
+import * as qapi from '../../../protocol/qapi/block-export.js';
+import type { ArgumentsOf } from '../../../protocol/qapi/types.js';
+import { BlockError } from '../../base/errors.js';
+import type { BlockGraph } from '../../block/graph.js';
+import type { BlockNode } from '../../block/node.js';
+import type { NbdService } from '../../nbd/server/service.js';
+import type { EventHub } from '../events.js';
+import type { CommandRegistry } from '../registry.js';
+import { fromLegacy } from '../transport/socket-address.js';
+
+export interface ExportServices {
+  readonly graph: BlockGraph;
+  readonly nbd: NbdService;
+  readonly events: EventHub;
+}
+
+export function registerBlockExports(registry: CommandRegistry, services: ExportServices): void {
+  const { nbd, events } = services;
+  nbd.exported.onDeleted = (id) => events.emit(qapi.BLOCK_EXPORT_DELETED, { id });
+  registerServer(registry, services);
+  registry.register(qapi.BLOCK_EXPORT_ADD, (args) => addExport(services, args));
+  registry.register(qapi.BLOCK_EXPORT_DEL, ({ id, mode = 'safe' }) => nbd.remove(id, mode));
+  registry.register(qapi.QUERY_BLOCK_EXPORTS, () =>
+    nbd.exports.all().map((entry) => ({
+      id: entry.id,
+      type: 'nbd' as const,
+      'node-name': entry.nodeName,
+      'shutting-down': entry.shuttingDown,
+    })),
+  );
+}
+
+function registerServer(registry: CommandRegistry, services: ExportServices): void {
+  const { nbd, graph } = services;
+  registry.register(qapi.NBD_SERVER_START, async (args) => {
+    await nbd.start({
+      address: fromLegacy(args.addr),
+      maxConnections: args['max-connections'],
+      handshakeSeconds: args['handshake-max-seconds'],
+      webSocket: args.websocket ?? false,
+    });
+  });
+  registry.register(qapi.NBD_SERVER_STOP, () => nbd.stop());
+  registry.register(qapi.NBD_SERVER_ADD, async (args) => {
+    nbd.checkRunning();
+    const name = args.name ?? args.device;
+    await nbd.exported.add({
+      id: name,
+      node: nodeForExport(graph, { device: args.device, name: args.device }),
+      name,
+      description: args.description,
+      // As QEMU: what can't be written is exported read-only instead of refused.
+      writable: args.writable === true && !graph.get(args.device).readOnly,
+      writethrough: false,
+      allocationDepth: false,
+      allowInactive: false,
+      bitmaps: args.bitmap !== undefined ? [args.bitmap] : [],
+    });
+  });
+  registry.register(qapi.NBD_SERVER_REMOVE, ({ name, mode = 'safe' }) => {
+    const found = nbd.exports.find(name);
+    if (found === undefined) {
+      throw new BlockError('DF_NOT_FOUND', `Export '${name}' is not found`);
+    }
+    nbd.remove(found.id, mode);
+  });
+}
+
+/** What `block-export-add` and `--export` do. */
+export async function addExport(
+  { graph, nbd }: Pick<ExportServices, 'graph' | 'nbd'>,
+  args: ArgumentsOf<typeof qapi.BLOCK_EXPORT_ADD>,
+): Promise<void> {
+  if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(args.id)) {
+    throw new BlockError('DF_INVALID', `Invalid block export id`);
+  }
+  nbd.checkRunning();
+  await nbd.exported.add({
+    id: args.id,
+    node: nodeForExport(graph, { device: '', name: args['node-name'] }),
+    name: args.name,
+    description: args.description,
+    writable: args.writable ?? false,
+    writethrough: args.writethrough ?? false,
+    allocationDepth: args['allocation-depth'] ?? false,
+    allowInactive: args['allow-inactive'] ?? false,
+    bitmaps: args.bitmaps ?? [],
+  });
+}
+
+function nodeForExport(
+  graph: BlockGraph,
+  { device, name }: { readonly device: string; readonly name: string },
+): BlockNode {
+  const node = graph.find(name);
+  if (node !== undefined) return node;
+  throw new BlockError('DF_NOT_FOUND', `Cannot find device='${device}' nor node-name='${name}'`);
+}
