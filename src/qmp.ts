@@ -4,6 +4,7 @@ export * from '../protocol/qapi/define.js';
 export { schemaInfo } from '../protocol/qapi/schema-info.js';
 export { QapiInputError, type ValidateOptions, validate } from '../protocol/qapi/validate.js';
 export { BlockError } from './base/errors.js';
+export { Chardev } from './qmp/chardev.js';
 export { registerCharCommands } from './qmp/commands/char.js';
 export { type ControlCommandsOptions, registerControlCommands } from './qmp/commands/control.js';
 export { errorText } from './qmp/error-text.js';
@@ -17,7 +18,6 @@ export {
   CommandRegistry,
   type CommandSession,
 } from './qmp/registry.js';
-export { Chardev } from './qmp/transport/chardev.js';
 export { parseChardevOption } from './qmp/transport/chardev-option.js';
 export {
   type BackendOptions,

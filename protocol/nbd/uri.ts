@@ -7,7 +7,13 @@
 import { NBD_DEFAULT_PORT } from './constants.js';
 
 export type NbdTargetAddress =
-  | { readonly type: 'inet'; readonly host: string; readonly port: number }
+  | {
+      readonly type: 'inet';
+      readonly host: string;
+      readonly port: number;
+      /** Only this version of IP. */
+      readonly family?: 4 | 6;
+    }
   | { readonly type: 'unix'; readonly path: string }
   | { readonly type: 'websocket'; readonly url: string };
 
@@ -70,6 +76,7 @@ export function formatNbdFilename(
 ): string | undefined {
   switch (address.type) {
     case 'inet': {
+      if (address.family !== undefined) return undefined;
       const authority = `${address.host}:${address.port}`;
       return exportName === '' ? `nbd://${authority}` : `nbd://${authority}/${exportName}`;
     }

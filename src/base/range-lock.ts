@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
-/** The one lock for overlapping byte ranges: allocation, copy-on-read, read-modify-write, copy-before-write, mirroring. */
+/**
+ * The one lock for overlapping byte ranges: allocation, copy-on-read, read-modify-write,
+ * copy-before-write, mirroring.
+ */
 import type { MaybePromise } from './maybe-promise.js';
 
 /** A range that is held, or waited for. Release exactly once. */

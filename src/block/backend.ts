@@ -16,6 +16,8 @@ interface Waiting {
 export interface BackendObserver {
   /** The node's size has changed, bytes. */
   resized?(size: number): void;
+  /** A request that reached the node failed there. */
+  failed?(operation: 'read' | 'write', error: unknown): void;
   /** Requests are held back from now on, or pass again. Jobs pause and resume themselves. */
   drained?(held: boolean): void;
 }
@@ -68,32 +70,39 @@ export class BlockBackend implements EdgeParent {
 
   read(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
     if (this.#heldBy !== 0) return this.#later(() => this.read(offset, buffer, flags));
-    const pending = this.root.node.read(offset, buffer, flags);
-    if (pending !== undefined) return this.#track(pending);
+    try {
+      const pending = this.root.node.read(offset, buffer, flags);
+      if (pending !== undefined) return this.#track(pending, 'read');
+    } catch (error) {
+      this.#observer.failed?.('read', error);
+      throw error;
+    }
   }
 
   write(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
     if (this.#heldBy !== 0) return this.#later(() => this.write(offset, buffer, flags));
-    const pending = this.root.node.write(offset, buffer, flags);
-    if (pending !== undefined) return this.#track(pending);
+    try {
+      const pending = this.root.node.write(offset, buffer, flags);
+      if (pending !== undefined) return this.#track(pending, 'write');
+    } catch (error) {
+      this.#observer.failed?.('write', error);
+      throw error;
+    }
   }
 
   writeZeroes(offset: number, length: number, flags: RequestFlags = 0): MaybePromise<void> {
     if (this.#heldBy !== 0) return this.#later(() => this.writeZeroes(offset, length, flags));
-    const pending = this.root.node.writeZeroes(offset, length, flags);
-    if (pending !== undefined) return this.#track(pending);
+    return this.#change(() => this.root.node.writeZeroes(offset, length, flags));
   }
 
   discard(offset: number, length: number): MaybePromise<void> {
     if (this.#heldBy !== 0) return this.#later(() => this.discard(offset, length));
-    const pending = this.root.node.discard(offset, length);
-    if (pending !== undefined) return this.#track(pending);
+    return this.#change(() => this.root.node.discard(offset, length));
   }
 
   flush(): MaybePromise<void> {
     if (this.#heldBy !== 0) return this.#later(() => this.flush());
-    const pending = this.root.node.flush();
-    if (pending !== undefined) return this.#track(pending);
+    return this.#change(() => this.root.node.flush());
   }
 
   /** Status of a prefix of the range through the whole chain. */
@@ -146,6 +155,17 @@ export class BlockBackend implements EdgeParent {
     this.#observer.resized?.(this.size);
   }
 
+  /** A request that changes the node and is rare enough for a closure. */
+  #change(submit: () => MaybePromise<void>): MaybePromise<void> {
+    try {
+      const pending = submit();
+      if (pending !== undefined) return this.#track(pending, 'write');
+    } catch (error) {
+      this.#observer.failed?.('write', error);
+      throw error;
+    }
+  }
+
   #later<T>(submit: () => MaybePromise<T>): Promise<T> {
     return new Promise<T>((resolve, reject) => {
       const submitNow = (): void => {
@@ -159,7 +179,7 @@ export class BlockBackend implements EdgeParent {
     });
   }
 
-  #track<T>(pending: Promise<T>): Promise<T> {
+  #track<T>(pending: Promise<T>, operation?: 'read' | 'write'): Promise<T> {
     this.#inFlight.begin();
     return pending.then(
       (value) => {
@@ -168,6 +188,7 @@ export class BlockBackend implements EdgeParent {
       },
       (error: unknown) => {
         this.#inFlight.end();
+        if (operation !== undefined) this.#observer.failed?.(operation, error);
         throw error;
       },
     );

@@ -57,7 +57,7 @@ export const STATUS_DATA = 1;
 export const STATUS_ZERO = 2;
 /** This layer decides the content (not its backing node). */
 export const STATUS_ALLOCATED = 4;
-/** `hostOffset` is valid: byte `offset` of the node lies there, as it is, in `hostNode` or the driver's own file. */
+/** `hostOffset` is valid: the bytes lie there as they are, in `delegate`'s node or the own file. */
 export const STATUS_OFFSET_VALID = 8;
 /** Compressed clusters: data that has no host offset. */
 export const STATUS_COMPRESSED = 16;
@@ -127,7 +127,7 @@ export interface BlockDriver {
   writeZeroes?(offset: number, length: number, flags: RequestFlags): MaybePromise<void>;
   /** The content of the range is no longer needed; may do nothing. */
   discard?(offset: number, length: number): MaybePromise<void>;
-  /** Everything completed before is on stable storage afterwards (children are flushed by the node, after this). */
+  /** What completed before is on stable storage afterwards. The node flushes children after this. */
   flush?(): MaybePromise<void>;
   /** Status of a prefix of the range, at this layer alone. Absent: all data. */
   blockStatus?(offset: number, length: number): MaybePromise<Extent>;

@@ -2,7 +2,7 @@
 /** All parts of a daemon, put together, and taken apart in the right order. */
 import { QAPI_COMMANDS, QAPI_EVENTS } from '../../protocol/qapi/all.js';
 import { BLOCK_IO_ERROR } from '../../protocol/qapi/block-core.js';
-import { toError } from '../base/errors.js';
+import { errnoName, toError } from '../base/errors.js';
 import { SHUTDOWN_STEP_MS } from '../base/limits.js';
 import { type Logger, subjectLog } from '../base/log.js';
 import { registerDrivers } from '../block/driver/all.js';
@@ -17,6 +17,7 @@ import { registerBlockJobStarts } from '../qmp/commands/block-job.js';
 import { registerCharCommands } from '../qmp/commands/char.js';
 import { registerControlCommands } from '../qmp/commands/control.js';
 import { emitJobEvents, registerBlockJobs, registerJobs } from '../qmp/commands/job.js';
+import { type NamedSocket, nbdListenAddress } from '../qmp/commands/nbd-address.js';
 import { addObject, registerQom } from '../qmp/commands/qom.js';
 import { registerRunState } from '../qmp/commands/run-state.js';
 import { EventHub } from '../qmp/events.js';
@@ -41,6 +42,8 @@ export class Daemon {
   readonly registry = new CommandRegistry(QAPI_COMMANDS);
   readonly chardevs: ChardevSet;
   readonly nbd: NbdService;
+  /** Sockets that a service manager passed to the process. */
+  namedSockets: readonly NamedSocket[] = [];
   readonly #logger: Logger;
   readonly #monitors: Monitor[] = [];
   #workEnded: Promise<void> | undefined;
@@ -48,7 +51,7 @@ export class Daemon {
   constructor({ logger, stdio, onQuit }: DaemonSetUp) {
     this.#logger = logger;
     this.chardevs = new ChardevSet({ stdio });
-    this.nbd = new NbdService({ graph: this.graph, logger });
+    this.nbd = new NbdService(this.graph);
     registerDrivers(this.graph, this.throttleGroups);
     this.#registerCommands(onQuit);
     this.#observe();
@@ -70,11 +73,13 @@ export class Daemon {
         this.#addMonitor(action.options);
         return;
       case 'nbd-server':
-        await this.nbd.start({
-          address: action.options.addr,
+        await this.nbd.listenAlso({
+          address: nbdListenAddress(action.options.addr, {
+            webSocket: action.options.websocket ?? false,
+            namedSockets: this.namedSockets,
+          }),
           maxConnections: action.options['max-connections'],
           handshakeSeconds: action.options['handshake-max-seconds'],
-          webSocket: action.options.websocket ?? false,
         });
         return;
       case 'object':
@@ -103,7 +108,7 @@ export class Daemon {
   async #endWork(): Promise<void> {
     this.nbd.exported.release();
     await this.#step('ending jobs', () => this.jobs.cancelAll());
-    await this.#step('ending exports', () => this.nbd.stopAll());
+    await this.#step('ending exports', () => this.nbd.stopIfRunning());
   }
 
   /** Runs a step of the shut-down for so long as it may take; the next follows in any case. */
@@ -155,7 +160,12 @@ export class Daemon {
       nodeOfExport: (id) => (nbd.exports.has(id) ? nbd.exports.get(id).nodeName : undefined),
       mayIdle: (parent) => nbd.exported.mayIdle(parent),
     });
-    registerBlockExports(registry, { graph, nbd, events });
+    registerBlockExports(registry, {
+      graph,
+      nbd,
+      events,
+      namedSockets: () => this.namedSockets,
+    });
     registerBlockJobStarts(registry, { graph, jobs });
     registerJobs(registry, jobs);
     registerBlockJobs(registry, jobs);
@@ -180,14 +190,13 @@ export class Daemon {
           'job changed its state',
         ),
     });
-    this.nbd.onIoError = (failure) => {
-      const { error } = failure;
+    this.nbd.exported.onIoError = ({ exportId, nodeName, operation, error }) => {
       this.events.emit(BLOCK_IO_ERROR, {
-        device: failure.exportId,
-        'node-name': failure.nodeName,
-        operation: failure.operation,
+        device: exportId,
+        'node-name': nodeName,
+        operation,
         action: 'report',
-        nospace: failure.noSpace,
+        nospace: errnoName(error) === 'ENOSPC',
         reason: toError(error).message,
       });
     };

@@ -78,7 +78,7 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
   if (report !== undefined) process.umask(DAEMON_UMASK);
   try {
     ending.pidFile = makePidFile(options);
-    daemon.nbd.activationSockets = takeActivationSockets(process.env, process.pid);
+    daemon.namedSockets = takeActivationSockets(process.env, process.pid);
     for (const action of options.actions) await applyNamed(daemon, action);
   } catch (error) {
     await daemon.shutDown();

@@ -8,7 +8,13 @@ import type { JsonValue } from '../../protocol/qapi/types.js';
 import { BlockError } from '../base/errors.js';
 import { QMP_MESSAGE_MAX, QMP_NESTING_MAX, QMP_TOKENS_MAX } from '../base/limits.js';
 import { JsonLexer, type TokenType } from './json-lexer.js';
-import { integerValue, keywordValue, LiteralError, stringValue } from './json-string.js';
+import {
+  floatValue,
+  integerValue,
+  keywordValue,
+  LiteralError,
+  stringValue,
+} from './json-string.js';
 
 /** One message, or what was wrong with it. */
 export type JsonMessage = { readonly value: JsonValue } | { readonly error: string };
@@ -150,7 +156,7 @@ class MessageBuilder {
     try {
       if (type === 'string') return stringValue(bytes);
       if (type === 'integer') return integerValue(decodeAscii(bytes));
-      if (type === 'float') return Number(decodeAscii(bytes));
+      if (type === 'float') return floatValue(decodeAscii(bytes));
       return keywordValue(decodeAscii(bytes));
     } catch (error) {
       if (!(error instanceof LiteralError)) throw error;

@@ -6,6 +6,7 @@ import type { JsonValue } from '../../protocol/qapi/types.js';
 export class LiteralError extends Error {}
 
 const UTF8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+const NON_CHARACTER = /\p{Noncharacter_Code_Point}/u;
 const SIMPLE_ESCAPES: Readonly<Record<string, string>> = {
   '"': '"',
   "'": "'",
@@ -58,6 +59,7 @@ export function stringValue(token: Uint8Array): string {
   } catch {
     throw new LiteralError('invalid UTF-8 sequence in string');
   }
+  if (NON_CHARACTER.test(text)) throw new LiteralError('invalid UTF-8 sequence in string');
   if (!text.includes('\\')) return text;
   let result = '';
   for (let at = 0; at < text.length; ) {
@@ -84,9 +86,16 @@ export function integerValue(text: string): number | bigint {
   const near = Number(text);
   if (Number.isSafeInteger(near)) return near === 0 ? 0 : near;
   // 20 digits and a sign hold any 64-bit integer; longer texts are not worth converting.
-  if (text.length > 21) return near;
+  if (text.length > 21) return floatValue(text);
   const exact = BigInt(text);
   return exact >= -(2n ** 63n) && exact < 2n ** 64n ? exact : near;
+}
+
+/** @throws {LiteralError} too large for a double */
+export function floatValue(text: string): number {
+  const value = Number(text);
+  if (!Number.isFinite(value)) throw new LiteralError('number is out of range');
+  return value;
 }
 
 /**

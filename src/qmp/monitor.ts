@@ -4,11 +4,11 @@
 import type { VersionInfo } from '../../protocol/qapi/control.js';
 import type { Output } from '../../protocol/qapi/types.js';
 import type { Logger } from '../base/log.js';
+import type { Channel } from './channel.js';
+import type { Chardev } from './chardev.js';
 import type { EventHub } from './events.js';
 import type { CommandRegistry } from './registry.js';
 import { CAPABILITIES, MonitorSession } from './session.js';
-import type { Channel } from './transport/channel.js';
-import type { Chardev } from './transport/chardev.js';
 
 export interface MonitorOptions {
   readonly chardev: Chardev;
@@ -32,7 +32,10 @@ export class Monitor {
    */
   constructor(options: MonitorOptions) {
     this.#options = options;
-    options.chardev.attach({ opened: (channel) => this.#opened(channel) });
+    options.chardev.attach({
+      opened: (channel) => this.#opened(channel),
+      finish: async () => this.#session?.finish(),
+    });
     this.#unsubscribe = options.events.subscribe((event) => this.#session?.event(event));
   }
 

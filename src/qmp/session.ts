@@ -14,12 +14,12 @@ import {
   QMP_UNSENT_PAUSE,
 } from '../base/limits.js';
 import type { Logger } from '../base/log.js';
+import type { Channel } from './channel.js';
 import { dispatch, errorReply, isOutOfBand, type Reply } from './dispatch.js';
 import type { QmpEvent } from './events.js';
 import { type JsonMessage, JsonStream } from './json-stream.js';
 import { type WritableJson, writeJson } from './json-writer.js';
 import type { CommandRegistry, CommandSession } from './registry.js';
-import type { Channel } from './transport/channel.js';
 
 export interface SessionOptions {
   readonly registry: CommandRegistry;
@@ -44,7 +44,9 @@ export class MonitorSession implements CommandSession {
   #isRunning = false;
   #oobRunning = 0;
   #isPaused = false;
+  #isStopped = false;
   #isOver = false;
+  #whenIdle: (() => void)[] = [];
   #inputEnded = false;
   #halfClosed: NodeJS.Timeout | undefined;
 
@@ -92,9 +94,20 @@ export class MonitorSession implements CommandSession {
 
   /** Takes no more commands; what runs goes on, and is still answered. */
   stop(): void {
-    this.#isOver = true;
+    this.#isStopped = true;
     this.#queue.length = 0;
     this.#channel.pause();
+  }
+
+  /** Stops; resolves when what runs has been answered, or the client has gone. */
+  finish(): Promise<void> {
+    this.stop();
+    if (!this.#isBusy || this.#isOver) return Promise.resolve();
+    return new Promise((resolve) => this.#whenIdle.push(resolve));
+  }
+
+  get #isBusy(): boolean {
+    return this.#isRunning || this.#oobRunning > 0;
   }
 
   get #oobEnabled(): boolean {
@@ -117,7 +130,10 @@ export class MonitorSession implements CommandSession {
 
   /** Takes commands from the stream as far as that is allowed, and reads on, or not. */
   #pump(): void {
-    if (this.#isOver) return;
+    if (this.#isOver || this.#isStopped) {
+      if (!this.#isBusy) for (const resolve of this.#whenIdle.splice(0)) resolve();
+      return;
+    }
     while (!this.#isFull) {
       const message = this.#stream.next();
       if (message === undefined) break;
@@ -146,7 +162,7 @@ export class MonitorSession implements CommandSession {
   /** Starts the next queued command unless one runs. */
   #run(): void {
     const isBlocked = this.#channel.unsentBytes > QMP_UNSENT_PAUSE;
-    if (this.#isRunning || this.#isOver || isBlocked) return;
+    if (this.#isRunning || isBlocked) return;
     const message = this.#queue.shift();
     if (message === undefined) return;
     this.#isRunning = true;
@@ -178,15 +194,15 @@ export class MonitorSession implements CommandSession {
 
   /** A client that has ended its side gets its answers, and then the end of ours. */
   #endWhenIdle(): void {
-    const isBusy =
-      this.#isRunning || this.#oobRunning > 0 || this.#queue.length > 0 || this.#isFull;
-    if (!isBusy) void this.#channel.end(QMP_HALF_CLOSED_MS);
+    const hasWork = this.#isBusy || this.#queue.length > 0 || this.#isFull;
+    if (!hasWork) void this.#channel.end(QMP_HALF_CLOSED_MS);
   }
 
   #closed(): void {
     clearTimeout(this.#halfClosed);
     this.#isOver = true;
     this.#queue.length = 0;
+    for (const resolve of this.#whenIdle.splice(0)) resolve();
     this.#options.ended();
   }
 }

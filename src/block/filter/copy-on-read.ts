@@ -97,6 +97,7 @@ class CopyOnReadDriver extends PassThroughDriver {
   }
 
   override read(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {
+    if (buffer.byteLength === 0) return;
     const status = this.#status(offset, buffer.byteLength);
     if (status instanceof Promise || status.length < buffer.byteLength || isBelow(status)) {
       return this.#readInPieces(offset, buffer, flags);

@@ -93,8 +93,7 @@ async function greet(stream: OptionStream): Promise<{ fixed: boolean; noZeroes: 
   }
   const fixed = (greeting.handshakeFlags & NBD_FLAG_FIXED_NEWSTYLE) !== 0;
   const noZeroes = (greeting.handshakeFlags & NBD_FLAG_NO_ZEROES) !== 0;
-  const flags =
-    (fixed ? NBD_FLAG_C_FIXED_NEWSTYLE : 0) | (noZeroes ? NBD_FLAG_C_NO_ZEROES : 0);
+  const flags = (fixed ? NBD_FLAG_C_FIXED_NEWSTYLE : 0) | (noZeroes ? NBD_FLAG_C_NO_ZEROES : 0);
   stream.send(NBD_CLIENT_FLAGS.toBytes({ flags }));
   return { fixed, noZeroes };
 }
@@ -282,7 +281,9 @@ async function exportNameSession(
   stream.sendOption(NBD_OPT_EXPORT_NAME, Buffer.from(exportName, 'utf8'));
   let bytes: Buffer;
   try {
-    bytes = await stream.read(NBD_EXPORT_NAME_REPLY.size + (noZeroes ? 0 : NBD_EXPORT_NAME_PADDING));
+    bytes = await stream.read(
+      NBD_EXPORT_NAME_REPLY.size + (noZeroes ? 0 : NBD_EXPORT_NAME_PADDING),
+    );
   } catch (cause) {
     const dropped = cause instanceof BlockError && cause.code === 'DF_DISCONNECTED';
     if (!dropped) throw cause;

@@ -19,11 +19,7 @@ import {
 } from '../../../protocol/nbd/constants.js';
 import { NBD_OPTION, NBD_OPTION_REPLY } from '../../../protocol/nbd/handshake.js';
 import { BlockError } from '../../base/errors.js';
-import {
-  NBD_OPTION_REPLIES_MAX,
-  NBD_OPTION_REPLY_MAX,
-  NBD_STRING_MAX,
-} from '../../base/limits.js';
+import { NBD_OPTION_REPLIES_MAX, NBD_OPTION_REPLY_MAX, NBD_STRING_MAX } from '../../base/limits.js';
 import type { Transport, TransportSink } from './transport.js';
 
 export interface OptionReply {
@@ -40,10 +36,13 @@ export function protocolError(text: string): BlockError {
 /** Bytes of an exact count, in the order in which they come. One reader at a time. */
 export class OptionStream implements TransportSink {
   readonly #transport: Transport;
-  #chunk = Buffer.allocUnsafeSlow(NBD_OPTION_REPLY_MAX);
+  readonly #chunk = Buffer.allocUnsafeSlow(2 * NBD_OPTION_REPLY_MAX);
+  #start = 0;
   #end = 0;
   #failure: BlockError | undefined;
-  #waiting: { length: number; resolve: (bytes: Buffer) => void; reject: (e: Error) => void } | undefined;
+  #waiting:
+    | { length: number; resolve: (bytes: Buffer) => void; reject: (e: Error) => void }
+    | undefined;
 
   constructor(transport: Transport) {
     this.#transport = transport;
@@ -51,8 +50,12 @@ export class OptionStream implements TransportSink {
   }
 
   receiveBuffer(): Uint8Array {
+    // Only here may bytes move: in between, the transport holds the rest of the chunk.
+    this.#chunk.copyWithin(0, this.#start, this.#end);
+    this.#end -= this.#start;
+    this.#start = 0;
     if (this.#end === this.#chunk.byteLength) {
-      // Full and nobody reads: the server sends what was not asked for. Bounded, then dropped.
+      // Full, and nobody waits for that much: the server sends what was not asked for.
       this.closed(protocolError('the server talks without being asked'));
       this.#transport.destroy();
       this.#end = 0;
@@ -85,7 +88,7 @@ export class OptionStream implements TransportSink {
 
   /** Bytes that came and nobody has read. */
   get unread(): number {
-    return this.#end;
+    return this.#end - this.#start;
   }
 
   send(...pieces: Uint8Array[]): void {
@@ -145,11 +148,11 @@ export class OptionStream implements TransportSink {
   #serve(): void {
     const waiting = this.#waiting;
     if (waiting === undefined) return;
-    if (this.#end >= waiting.length) {
+    if (this.unread >= waiting.length) {
       this.#waiting = undefined;
-      const bytes = Buffer.from(this.#chunk.subarray(0, waiting.length));
-      this.#chunk.copyWithin(0, waiting.length, this.#end);
-      this.#end -= waiting.length;
+      const end = this.#start + waiting.length;
+      const bytes = Buffer.from(this.#chunk.subarray(this.#start, end));
+      this.#start = end;
       waiting.resolve(bytes);
     } else if (this.#failure !== undefined) {
       this.#waiting = undefined;

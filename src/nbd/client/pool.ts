@@ -129,11 +129,8 @@ export class ConnectionPool implements ConnectionEvents {
 
   lost(connection: NbdConnection, error: BlockError, orphans: ClientRequest[]): void {
     const at = this.#connections.indexOf(connection);
-    if (at >= 0) this.#connections.splice(at, 1);
-    if (this.#failure !== undefined) {
-      for (const request of orphans) request.end(this.#failure);
-      return;
-    }
+    if (at < 0 || this.#failure !== undefined) return; // who opened it sees that it is closed
+    this.#connections.splice(at, 1);
     this.#queue.unshift(...orphans);
     if (error.code === 'DF_PROTOCOL') {
       const text = `the NBD server ${this.#options.name} was dropped: ${error.message}`;
@@ -222,7 +219,8 @@ export class ConnectionPool implements ConnectionEvents {
     try {
       const connection = await this.#connect(this.#closing.signal);
       const late = this.#failure !== undefined || this.#outage !== undefined;
-      if (late || this.#connections.length >= this.#growth.wanted) connection.close();
+      if (connection.isClosed) this.#growthRefused = true;
+      else if (late || this.#connections.length >= this.#growth.wanted) connection.close();
       else this.#connections.push(connection);
     } catch {
       // The server has enough of us (max-connections); what stands goes on.
@@ -301,7 +299,8 @@ export class ConnectionPool implements ConnectionEvents {
 function describeDifference(first: NbdSession, now: NbdSession): string | undefined {
   if (now.size !== first.size) return `${now.size} bytes instead of ${first.size}`;
   // A feature gained is no harm; multi-conn is about other connections and may go.
-  const lost = first.transmissionFlags & ~now.transmissionFlags & ~(NBD_FLAG_CAN_MULTI_CONN | 1 << 4);
+  const lost =
+    first.transmissionFlags & ~now.transmissionFlags & ~(NBD_FLAG_CAN_MULTI_CONN | (1 << 4));
   const readOnly = ~first.transmissionFlags & now.transmissionFlags & 2;
   if (readOnly !== 0) return 'a read-only export';
   if ((lost & ~2) !== 0) return `fewer features (flags 0x${now.transmissionFlags.toString(16)})`;

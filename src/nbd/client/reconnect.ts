@@ -79,10 +79,12 @@ export class Outage {
     while (!signal.aborted) {
       try {
         const connection = await this.#options.attempt(signal);
-        clearTimeout(this.#timer);
-        if (signal.aborted) connection.close();
-        else this.#options.onBack(connection);
-        return;
+        if (!signal.aborted && !connection.isClosed) {
+          clearTimeout(this.#timer);
+          this.#options.onBack(connection);
+          return;
+        }
+        connection.close();
       } catch (error) {
         if (signal.aborted) return;
         this.lastError = toError(error);

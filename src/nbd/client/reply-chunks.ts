@@ -121,7 +121,8 @@ export function finishRequest(request: ClientRequest, session: NbdSession): void
   const statuses = new Map<string, NbdExtent[]>();
   for (const [name, id] of session.contexts) {
     const found = extents.get(id);
-    if (found === undefined) throw protocolError(`no status of meta context '${name}' in the reply`);
+    if (found === undefined)
+      throw protocolError(`no status of meta context '${name}' in the reply`);
     statuses.set(name, found);
   }
   request.statuses = statuses;

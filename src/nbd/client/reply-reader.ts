@@ -195,7 +195,9 @@ export class ReplyReader {
     const request = this.#handler.find(cookieHigh, cookieLow);
     if (request === undefined) {
       const cookie = (BigInt(cookieHigh) << 32n) | BigInt(cookieLow);
-      throw protocolError(`the server answered cookie 0x${cookie.toString(16)}, which is not waiting`);
+      throw protocolError(
+        `the server answered cookie 0x${cookie.toString(16)}, which is not waiting`,
+      );
     }
     return request;
   }

@@ -3,10 +3,7 @@
  * Joins the requests of one turn of the event loop into one write: heads and small payloads are
  * copied into a batch buffer, large payloads go by reference.
  */
-import {
-  NBD_CMD_FLAG_PAYLOAD_LEN,
-  NBD_CMD_WRITE,
-} from '../../../protocol/nbd/constants.js';
+import { NBD_CMD_FLAG_PAYLOAD_LEN, NBD_CMD_WRITE } from '../../../protocol/nbd/constants.js';
 import {
   emptyRequestHead,
   encodeExtendedRequest,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** The byte stream under an NBD connection: TCP, UNIX, an inherited descriptor, WebSocket. */
 import { connect, Socket } from 'node:net';
-import { BlockError, fromSystemError } from '../../base/errors.js';
+import { getSystemErrorMap } from 'node:util';
+import { BlockError, errnoName, fromSystemError, toError } from '../../base/errors.js';
 import { NBD_GOODBYE_MS, NBD_KEEPALIVE_IDLE_MS } from '../../base/limits.js';
-import type { NbdAddress } from './address.js';
+import { describeAddress, type NbdAddress } from './address.js';
 import { openWebSocket } from './websocket-transport.js';
 
 /** Who takes what arrives, straight into its own buffers. */
@@ -64,6 +65,15 @@ export function abortReason(signal: AbortSignal): BlockError {
     : new BlockError('DF_CANCELLED', 'connecting was given up', {}, { cause: reason });
 }
 
+/** "Failed to connect to '/run/nbd.sock': Connection refused". */
+export function connectError(error: unknown, address: NbdAddress): BlockError {
+  const name = errnoName(error);
+  const known = [...getSystemErrorMap().values()].find(([errno]) => errno === name)?.[1];
+  const reason = known ?? (error === undefined ? 'closed' : toError(error).message);
+  const text = `${reason.charAt(0).toUpperCase()}${reason.slice(1)}`;
+  return fromSystemError(error, `Failed to connect to '${describeAddress(address)}': ${text}`);
+}
+
 type SocketAddress = Exclude<NbdAddress, { type: 'websocket' }>;
 
 /** Receives the greeting's first bytes should they come before a sink is set. */
@@ -111,12 +121,12 @@ class SocketTransport implements Transport {
         });
         socket.once('close', () => {
           signal.removeEventListener('abort', abort);
-          reject(fromSystemError(this.#failure, 'Failed to connect'));
+          reject(connectError(this.#failure, address));
         });
       });
     }
     socket.once('close', () => this.#closed());
-    if (socket.destroyed) throw fromSystemError(this.#failure, 'Failed to connect');
+    if (socket.destroyed) throw connectError(this.#failure, address);
   }
 
   write(pieces: readonly Uint8Array[], done: () => void): void {
@@ -166,7 +176,10 @@ class SocketTransport implements Transport {
     const failure = this.#failure;
     sink?.closed(
       failure === undefined
-        ? new BlockError('DF_DISCONNECTED', this.#ended ? 'the server hung up' : 'Connection closed')
+        ? new BlockError(
+            'DF_DISCONNECTED',
+            this.#ended ? 'the server hung up' : 'Connection closed',
+          )
         : new BlockError('DF_DISCONNECTED', failure.message, {}, { cause: failure }),
     );
   }
@@ -178,9 +191,17 @@ function makeSocket(
 ): Socket {
   if (address.type === 'unix') return connect({ path: address.path, onread });
   if (address.type === 'inet') {
-    const { host, port } = address;
+    const { host, port, family = 0 } = address;
     const keepAliveInitialDelay = NBD_KEEPALIVE_IDLE_MS;
-    return connect({ host, port, onread, noDelay: true, keepAlive: true, keepAliveInitialDelay });
+    return connect({
+      host,
+      port,
+      family,
+      onread,
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay,
+    });
   }
   const options = { fd: address.fd, readable: true, writable: true, onread };
   const socket = new Socket(options);

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: MIT
 /** NBD inside WebSocket: the stream's bytes in binary frames, cut anywhere. */
 import { type RawData, WebSocket } from 'ws';
-import { BlockError, fromSystemError } from '../../base/errors.js';
+import { BlockError } from '../../base/errors.js';
 import { NBD_KEEPALIVE_IDLE_MS, NBD_WEBSOCKET_FRAME_MAX } from '../../base/limits.js';
-import { abortReason, deliver, type Transport, type TransportSink } from './transport.js';
+import {
+  abortReason,
+  connectError,
+  deliver,
+  type Transport,
+  type TransportSink,
+} from './transport.js';
 
 class WebSocketTransport implements Transport {
   #sink: TransportSink | undefined;
@@ -110,7 +116,7 @@ export function openWebSocket(url: string, signal: AbortSignal): Promise<Transpo
     };
     const failed = (error: Error): void => {
       signal.removeEventListener('abort', abort);
-      reject(fromSystemError(error, 'Failed to connect'));
+      reject(connectError(error, { type: 'websocket', url }));
     };
     signal.addEventListener('abort', abort, { once: true });
     socket.on('error', failed);

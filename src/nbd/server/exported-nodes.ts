@@ -24,6 +24,13 @@ export interface NodeExportOptions {
   readonly bitmaps: readonly BitmapReference[];
 }
 
+export interface IoFailure {
+  readonly exportId: string;
+  readonly nodeName: string;
+  readonly operation: 'read' | 'write';
+  readonly error: unknown;
+}
+
 interface Exported {
   readonly allowInactive: boolean;
   readonly bitmaps: readonly DirtyBitmap[];
@@ -31,14 +38,21 @@ interface Exported {
 
 export class ExportedNodes {
   readonly #graph: BlockGraph;
-  readonly #registry: ExportRegistry;
+  readonly #registry: () => ExportRegistry;
   readonly #exported = new Map<BlockBackend, Exported>();
   readonly #backends = new Map<string, BlockBackend>();
+  readonly #whenNone: (() => void)[] = [];
+  /** Exports that are gone for clients, but whose nodes are not free yet. */
+  #closing = 0;
   #held = false;
   /** Called when an export is gone and its node free. */
   onDeleted: (id: string) => void = () => {};
 
-  constructor(graph: BlockGraph, registry: ExportRegistry) {
+  /** Called when the node fails a client's request. */
+  onIoError: (failure: IoFailure) => void = () => {};
+
+  /** @param registry that of the running server */
+  constructor(graph: BlockGraph, registry: () => ExportRegistry) {
     this.#graph = graph;
     this.#registry = registry;
   }
@@ -55,7 +69,7 @@ export class ExportedNodes {
    */
   async add(options: NodeExportOptions): Promise<NbdExport> {
     const { id, node } = options;
-    if (this.#registry.has(id)) {
+    if (this.#registry().has(id)) {
       throw new BlockError('DF_EXISTS', `Block export id '${id}' is already in use`);
     }
     if (options.writable && node.readOnly) {
@@ -65,7 +79,13 @@ export class ExportedNodes {
       throw new BlockError('DF_INVALID', `Node '${node.name}' is inactive`);
     }
     const bitmaps = options.bitmaps.map((reference) => this.#findBitmap(options, reference));
-    const backend = new BlockBackend(`export '${id}'`);
+    const backend = new BlockBackend(`export '${id}'`, {
+      failed: (operation, error) => {
+        // A client that asks for fast zeroes expects to be told that there are none.
+        if (error instanceof BlockError && error.code === 'DF_NOT_SUPPORTED') return;
+        this.onIoError({ exportId: id, nodeName: node.name, operation, error });
+      },
+    });
     await this.#graph.attach(backend, node, {
       taken: PERM_CONSISTENT_READ | (options.writable ? PERM_WRITE : 0),
       shared: PERM_ALL,
@@ -92,6 +112,14 @@ export class ExportedNodes {
     for (const backend of this.#exported.keys()) await backend.whenIdle();
   }
 
+  /** Fulfilled when no node is exported any more. */
+  async whenNone(): Promise<void> {
+    if (this.#exported.size + this.#closing === 0) return;
+    await new Promise<void>((resolve) => {
+      this.#whenNone.push(resolve);
+    });
+  }
+
   /** Fails what is held back of an export whose clients are being dropped. */
   failHeld(id: string): void {
     const backend = this.#backends.get(id);
@@ -110,7 +138,7 @@ export class ExportedNodes {
     backend: BlockBackend,
     bitmaps: readonly DirtyBitmap[],
   ): NbdExport {
-    const added = this.#registry.add({
+    const added = this.#registry().add({
       id: options.id,
       name: options.name ?? options.node.name,
       nodeName: options.node.name,
@@ -138,9 +166,13 @@ export class ExportedNodes {
     const exported = this.#exported.get(backend);
     this.#exported.delete(backend);
     this.#backends.delete(id);
+    this.#closing++;
     for (const bitmap of exported?.bitmaps ?? []) bitmap.busy = false;
     await this.#graph.detach(backend);
+    this.#closing--;
     this.onDeleted(id);
+    if (this.#exported.size + this.#closing > 0) return;
+    for (const resolve of this.#whenNone.splice(0)) resolve();
   }
 
   /** @throws BlockError DF_NOT_FOUND, and why the bitmap can't be used */

@@ -27,6 +27,8 @@ export class StreamTransport implements Transport {
   /** @param accepted a connected socket that nobody has read from (`pauseOnConnect`) */
   constructor(accepted: Socket, options: { kind: TransportKind; peer: string }) {
     this.#socket = accepted;
+    // A client that is refused may be gone before we close.
+    accepted.on('error', () => undefined);
     this.kind = options.kind;
     this.peer = options.peer;
   }
@@ -111,7 +113,10 @@ export class StreamTransport implements Transport {
   }
 }
 
-/** Copies a chunk into the owner's targets. Returns what it would not take: undefined for nothing. */
+/**
+ * Copies a chunk into the owner's targets.
+ * @returns undefined when the owner wants more; otherwise what it has not taken, perhaps empty
+ */
 export function deliver(chunk: Buffer, owner: TransportOwner): Buffer | undefined {
   let rest = chunk;
   while (rest.byteLength > 0) {

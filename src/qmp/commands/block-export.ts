@@ -9,11 +9,14 @@ import type { NbdService } from '../../nbd/server/service.js';
 import type { EventHub } from '../events.js';
 import type { CommandRegistry } from '../registry.js';
 import { fromLegacy } from '../transport/socket-address.js';
+import { type NamedSocket, nbdListenAddress } from './nbd-address.js';
 
 export interface ExportServices {
   readonly graph: BlockGraph;
   readonly nbd: NbdService;
   readonly events: EventHub;
+  /** Sockets that a service manager passed. */
+  readonly namedSockets: () => readonly NamedSocket[];
 }
 
 export function registerBlockExports(registry: CommandRegistry, services: ExportServices): void {
@@ -35,11 +38,14 @@ export function registerBlockExports(registry: CommandRegistry, services: Export
 function registerServer(registry: CommandRegistry, services: ExportServices): void {
   const { nbd, graph } = services;
   registry.register(qapi.NBD_SERVER_START, async (args) => {
+    nbd.checkStopped();
     await nbd.start({
-      address: fromLegacy(args.addr),
+      address: nbdListenAddress(fromLegacy(args.addr), {
+        webSocket: args.websocket ?? false,
+        namedSockets: services.namedSockets(),
+      }),
       maxConnections: args['max-connections'],
       handshakeSeconds: args['handshake-max-seconds'],
-      webSocket: args.websocket ?? false,
     });
   });
   registry.register(qapi.NBD_SERVER_STOP, () => nbd.stop());

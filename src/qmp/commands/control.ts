@@ -11,14 +11,18 @@ import { QUERY_QMP_SCHEMA } from '../../../protocol/qapi/introspect.js';
 import { schemaInfo } from '../../../protocol/qapi/schema-info.js';
 import type { EventDefinition, Output } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
+import type { MaybePromise } from '../../base/maybe-promise.js';
 import type { CommandRegistry } from '../registry.js';
 
 export interface ControlCommandsOptions {
   readonly version: Output<typeof VersionInfo>;
   /** Every event that may be sent, for the schema. */
   readonly events: readonly EventDefinition[];
-  /** Ends jobs and exports; the process ends once the command has been answered. */
-  readonly quit: () => void | Promise<void>;
+  /**
+   * Ends jobs and exports, with their events, and begins the end of the process. The command is
+   * answered when it resolves; closing the character devices waits for that.
+   */
+  readonly quit: () => MaybePromise<void>;
 }
 
 export function registerControlCommands(

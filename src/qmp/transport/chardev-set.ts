@@ -7,7 +7,7 @@ import type {
 } from '../../../protocol/qapi/char.js';
 import type { Infer, Output } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
-import { Chardev, type ChardevBackend } from './chardev.js';
+import { Chardev, type ChardevBackend } from '../chardev.js';
 import {
   FileBackend,
   NullBackend,

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: MIT
 /** Character devices that are always connected: files, named pipes, standard input and output, nothing. */
-
-import type { WriteStream } from 'node:fs';
-import { closeSync, constants, createReadStream, createWriteStream, openSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  createReadStream,
+  createWriteStream,
+  open,
+  openSync,
+  type WriteStream,
+} from 'node:fs';
 import { Socket } from 'node:net';
 import type { Readable, Writable } from 'node:stream';
+import { promisify } from 'node:util';
 import { errnoName, fromSystemError } from '../../base/errors.js';
-import { Channel } from './channel.js';
-import type { ChardevBackend } from './chardev.js';
+import { Channel } from '../channel.js';
+import type { ChardevBackend } from '../chardev.js';
 
 /** A backend with one channel from the start; when that is over, so is the device's use. */
 abstract class SingleChannel implements ChardevBackend {
@@ -33,17 +40,24 @@ export async function openOutput(
   path: string,
   options: { readonly append: boolean },
 ): Promise<WriteStream> {
-  const stream = createWriteStream(path, { flags: options.append ? 'a' : 'w' });
+  const { O_APPEND, O_CREAT, O_NONBLOCK, O_TRUNC, O_WRONLY } = constants;
+  const mode = options.append ? O_APPEND : O_TRUNC;
+  // Without O_NONBLOCK a FIFO that nobody reads would hold a thread of the pool for ever.
+  const fd = await openFd(path, O_WRONLY | O_CREAT | O_NONBLOCK | mode);
+  return createWriteStream(path, { fd });
+}
+
+/** @throws {BlockError} says what can't be opened, and why */
+async function openFd(path: string, flags: number): Promise<number> {
   try {
-    await new Promise<void>((resolve, reject) => {
-      stream.once('open', () => resolve());
-      stream.once('error', reject);
-    });
+    return await promisify(open)(path, flags, NEW_FILE_MODE);
   } catch (error) {
     throw fromSystemError(error, `Could not open '${path}'`, { path });
   }
-  return stream;
 }
+
+/** Permissions of a file that is created, less the process's umask. */
+const NEW_FILE_MODE = 0o666;
 
 export class FileBackend extends SingleChannel {
   constructor(
@@ -53,9 +67,16 @@ export class FileBackend extends SingleChannel {
   }
 
   protected async open(): Promise<Channel> {
-    const output = await openOutput(this.options.out, this.options);
-    if (this.options.in === undefined) return new Channel({ output });
-    return new Channel({ output, input: createReadStream(this.options.in) });
+    const { out, in: source } = this.options;
+    const output = await openOutput(out, this.options);
+    if (source === undefined) return new Channel({ output });
+    try {
+      const fd = await openFd(source, constants.O_RDONLY | constants.O_NONBLOCK);
+      return new Channel({ output, input: createReadStream(source, { fd }) });
+    } catch (error) {
+      output.destroy();
+      throw error;
+    }
   }
 }
 

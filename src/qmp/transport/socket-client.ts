@@ -3,8 +3,8 @@
 import { connect, Socket } from 'node:net';
 import { BlockError, fromSystemError } from '../../base/errors.js';
 import { CHARDEV_CONNECT_MS } from '../../base/limits.js';
-import { Channel } from './channel.js';
-import type { ChardevBackend } from './chardev.js';
+import { Channel } from '../channel.js';
+import type { ChardevBackend } from '../chardev.js';
 import { type Address, addressText, connectOptions, hostText, parseFd } from './socket-address.js';
 
 export interface SocketClientOptions {

@@ -14,8 +14,8 @@ import {
   CHARDEV_WEBSOCKET_MESSAGE_MAX,
   WEBSOCKET_UPGRADE_MS,
 } from '../../base/limits.js';
-import { Channel } from './channel.js';
-import type { ChardevBackend } from './chardev.js';
+import { Channel } from '../channel.js';
+import type { ChardevBackend } from '../chardev.js';
 import {
   type Address,
   addressText,

@@ -71,6 +71,9 @@ describe('errors', () => {
     ['[nil]', "invalid keyword 'nil'"],
     ['}', 'expecting value'],
     [',', 'expecting value'],
+    ['["\uffff"]', 'invalid UTF-8 sequence in string'],
+    ['[1e999]', 'number is out of range'],
+    [`[${'9'.repeat(400)}]`, 'number is out of range'],
   ])('%s says %s', (text, why) => {
     expect(messages(text)).toEqual([`JSON parse error, ${why}`]);
   });

@@ -124,7 +124,40 @@ describe('a session', () => {
     await server.listen('m', unixServer(path));
     const peer = await client();
     expect(await peer.ask('quit')).toEqual({ return: {} });
-    expect(server.quits).toBe(1);
+    while (server.quits === 0) await sleep(1);
+    peer.close();
+  });
+});
+
+describe('the end', () => {
+  test('waits for the answer to what runs, and takes nothing new', async () => {
+    await server.listen('m', unixServer(path));
+    const peer = await client();
+    peer.send('{"execute": "hold"}{"execute": "echo", "arguments": {"text": "never"}}');
+    while (server.held.length === 0) await sleep(1);
+    const closed = server.chardevs.close(60_000);
+    server.held[0]?.();
+    expect(await peer.next()).toEqual({ return: {} });
+    expect(await peer.next()).toEqual({ event: 'connection over' });
+    await closed;
+    expect(server.ran).toEqual([]);
+  });
+
+  test('does not wait longer than it may', async () => {
+    await server.listen('m', unixServer(path));
+    const peer = await client();
+    peer.send('{"execute": "hold"}');
+    while (server.held.length === 0) await sleep(1);
+    await server.chardevs.close(20);
+    expect(await peer.next()).toEqual({ event: 'connection over' });
+  });
+
+  test('of a monitor still lets events through', async () => {
+    const monitor = await server.listen('m', unixServer(path));
+    const peer = await client();
+    monitor.stop();
+    server.events.emit(NOTE, { text: 'x' });
+    expect((await peer.next()).event).toBe('NOTE');
     peer.close();
   });
 });

@@ -45,6 +45,12 @@ async function expectWorks(peer: QmpPeer): Promise<void> {
   expect((await peer.ask('echo', { text: 'a' })).return).toBe('a');
 }
 
+/** What a process leaves that was killed: a socket file on which nobody listens. */
+function leaveSocketBehind(path: string): void {
+  const bind = `import socket; socket.socket(socket.AF_UNIX).bind(${JSON.stringify(path)})`;
+  execFileSync('python3', ['-c', bind]);
+}
+
 describe('a listening socket', () => {
   test.each(['127.0.0.1', '::1'])('serves TCP on %s and tells its port', async (host) => {
     await server.listen('m', tcpServer(host));
@@ -58,10 +64,7 @@ describe('a listening socket', () => {
 
   test('takes the place of a socket file that was left behind, but of nothing else', async () => {
     const path = join(folder, 's');
-    execFileSync('python3', [
-      '-c',
-      `import socket; socket.socket(socket.AF_UNIX).bind(${JSON.stringify(path)})`,
-    ]);
+    leaveSocketBehind(path);
     await server.listen('m', unixServer(path));
     const peer = QmpPeer.connect({ path });
     await expectWorks(peer);
@@ -254,6 +257,16 @@ describe('other devices', () => {
     expect(await readFile(out, 'utf8')).toMatch(/^\{"QMP"/);
   });
 
+  test('file takes commands from another file', async () => {
+    const out = join(folder, 'f');
+    const source = join(folder, 'in');
+    await writeFile(source, '{"execute": "qmp_capabilities"}');
+    await server.listen('m', { type: 'file', data: { out, in: source } });
+    while (!(await readFile(out, 'utf8')).includes('"return"')) await sleep(2);
+    const none = { type: 'file', data: { out, in: join(folder, 'none') } } as const;
+    await expect(server.chardevs.add('n', none)).rejects.toThrow('Could not open');
+  });
+
   test('a log file gets a copy of what clients are sent', async () => {
     const path = join(folder, 's');
     const logfile = join(folder, 'log');
@@ -304,8 +317,8 @@ describe('commands', () => {
 
   test('a device has one user', async () => {
     await server.listen('m', { type: 'null', data: {} });
-    expect(() => server.chardevs.get('m').attach({ opened: () => undefined })).toThrow(
-      "Device 'm' is in use",
-    );
+    expect(() =>
+      server.chardevs.get('m').attach({ opened: () => undefined, finish: async () => undefined }),
+    ).toThrow("Device 'm' is in use");
   });
 });

@@ -4,13 +4,15 @@
  * Its backend makes channels; its frontend (a monitor) uses them, one after the other.
  */
 import type { WriteStream } from 'node:fs';
-import { BlockError } from '../../base/errors.js';
+import { BlockError } from '../base/errors.js';
 import type { Channel } from './channel.js';
 
 /** Who uses a character device. */
 export interface ChardevFrontend {
   /** A peer is there. The frontend starts the channel, and lets go of it when it is closed. */
   opened(channel: Channel): void;
+  /** The device will be closed: takes no more work; resolves when what runs has been answered. */
+  finish(): Promise<void>;
 }
 
 export interface ChardevBackend {
@@ -84,9 +86,13 @@ export class Chardev {
     this.#log?.write(text);
   }
 
-  /** Ends the peer's connection, after at most `deadlineMs` for what was written, and the device. */
+  /**
+   * Ends the peer's connection and the device. What runs may take `deadlineMs` to be answered, and
+   * what was written as long again to go out.
+   */
   async close(deadlineMs: number): Promise<void> {
     const stopped = this.#backend.stop();
+    if (this.#frontend !== undefined) await within(deadlineMs, this.#frontend.finish());
     await this.#channel?.end(deadlineMs);
     await stopped;
     const log = this.#log;
@@ -100,4 +106,14 @@ export class Chardev {
     });
     this.#frontend?.opened(channel);
   }
+}
+
+/** Resolves with `work`, or after `ms`, whichever is first. */
+async function within(ms: number, work: Promise<void>): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, ms);
+  });
+  await Promise.race([work, late]);
+  clearTimeout(timer);
 }

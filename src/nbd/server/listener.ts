@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+/** Where clients come in: TCP, UNIX sockets, inherited descriptors, WebSocket. */
+import { lstat, unlink } from 'node:fs/promises';
+import { createServer as createHttpServer, type IncomingMessage } from 'node:http';
+import { connect, createServer, type ListenOptions, type Server, type Socket } from 'node:net';
+import { WebSocketServer } from 'ws';
+import { errnoName, fromSystemError, toError } from '../../base/errors.js';
+import { NBD_WEBSOCKET_MESSAGE_MAX } from '../../base/limits.js';
+import { StreamTransport } from './stream-transport.js';
+import type { Transport, TransportKind } from './transport.js';
+import { WebSocketTransport } from './websocket-transport.js';
+
+/** Where to listen. `port` 0: the system chooses; `fd`: a socket that listens already. */
+export type ListenAddress =
+  | {
+      readonly type: 'inet';
+      readonly host: string;
+      readonly port: number;
+      /** No IPv4 clients on an IPv6 address. */
+      readonly ipv6Only?: boolean;
+    }
+  | { readonly type: 'unix'; readonly path: string }
+  | { readonly type: 'fd'; readonly fd: number }
+  | { readonly type: 'websocket'; readonly host: string; readonly port: number };
+
+/** Where it is listened; for `fd` what the descriptor turned out to be. */
+export type BoundAddress =
+  | { readonly type: 'inet'; readonly host: string; readonly port: number }
+  | { readonly type: 'unix'; readonly path: string }
+  | { readonly type: 'websocket'; readonly host: string; readonly port: number };
+
+export interface Listener {
+  readonly address: BoundAddress;
+  /** No more clients; those that are here stay. Removes the path of a UNIX socket. */
+  close(): Promise<void>;
+}
+
+/** Takes a new client, or destroys it. */
+export type AcceptClient = (transport: Transport) => void;
+
+const BACKLOG = 511;
+
+/** @throws BlockError `DF_ACCESS`, `DF_INVALID`, `DF_IO` with the system's error as cause */
+export async function openListener(
+  address: ListenAddress,
+  accept: AcceptClient,
+): Promise<Listener> {
+  if (address.type === 'websocket') return openWebSocket(address, accept);
+  // Only a socket that nobody has read from can receive into our own memory.
+  const server = createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => {
+    const kind: TransportKind = socket.remoteFamily === undefined ? 'unix' : 'tcp';
+    const peer = kind === 'unix' ? unixPath(server) : inetPeer(socket);
+    accept(new StreamTransport(socket, { kind, peer }));
+  });
+  await listen(server, address);
+  return { address: boundTo(server), close: () => closeServer(server) };
+}
+
+async function openWebSocket(
+  address: { host: string; port: number },
+  accept: AcceptClient,
+): Promise<Listener> {
+  const http = createHttpServer((_request, response) => {
+    response.writeHead(426, { Connection: 'close', Upgrade: 'websocket' });
+    response.end('NBD over WebSocket is served here.\n');
+  });
+  const sockets = new WebSocketServer({
+    server: http,
+    perMessageDeflate: false,
+    maxPayload: NBD_WEBSOCKET_MESSAGE_MAX,
+    handleProtocols: (offered) => (offered.has('binary') ? 'binary' : false),
+  });
+  // The HTTP server's errors come here too; `listen` reports those that matter.
+  sockets.on('error', () => undefined);
+  sockets.on('connection', (socket, request: IncomingMessage) => {
+    accept(new WebSocketTransport(socket, inetPeer(request.socket)));
+  });
+  await listen(http, { ...address, type: 'inet' });
+  const bound = boundTo(http);
+  const { host, port } = bound.type === 'unix' ? address : bound;
+  return {
+    address: { type: 'websocket', host, port },
+    close: async () => {
+      sockets.close();
+      http.closeIdleConnections();
+      await closeServer(http);
+    },
+  };
+}
+
+type SocketAddress = Exclude<ListenAddress, { type: 'websocket' }>;
+
+async function listen(server: Server, address: SocketAddress): Promise<void> {
+  try {
+    await listenOnce(server, address);
+  } catch (error) {
+    if (address.type !== 'unix' || errnoName(error) !== 'EADDRINUSE') throw error;
+    if (!(await removeStaleSocket(address.path))) throw error;
+    await listenOnce(server, address);
+  }
+}
+
+/** A socket that nobody answers on was left by a server that was killed. */
+async function removeStaleSocket(path: string): Promise<boolean> {
+  const stale = await new Promise<boolean>((resolve) => {
+    const probe = connect({ path });
+    probe.once('connect', () => resolve(false));
+    probe.once('error', (error) => resolve(errnoName(error) === 'ECONNREFUSED'));
+    probe.once('connect', () => probe.destroy());
+  });
+  if (!stale || !(await lstat(path)).isSocket()) return false;
+  await unlink(path);
+  return true;
+}
+
+function listenOnce(server: Server, address: SocketAddress): Promise<void> {
+  const options: ListenOptions = { backlog: BACKLOG };
+  let where: string;
+  if (address.type === 'inet') {
+    options.host = address.host;
+    options.port = address.port;
+    options.ipv6Only = address.ipv6Only ?? false;
+    where = `${address.host}:${address.port}`;
+  } else if (address.type === 'unix') {
+    options.path = address.path;
+    where = address.path;
+  } else {
+    where = `descriptor ${address.fd}`;
+  }
+  return new Promise<void>((resolve, reject) => {
+    const failed = (error: Error) => {
+      reject(fromSystemError(error, `Failed to listen on ${where}`, { op: 'listen' }));
+    };
+    server.once('error', failed);
+    server.once('listening', () => {
+      server.off('error', failed);
+      // EMFILE and the like on accept: that client is lost, the server goes on.
+      server.on('error', () => undefined);
+      resolve();
+    });
+    try {
+      server.listen(address.type === 'fd' ? { fd: address.fd, backlog: BACKLOG } : options);
+    } catch (error) {
+      failed(toError(error)); // a port out of range
+    }
+  });
+}
+
+function boundTo(server: Server): BoundAddress {
+  const bound = server.address();
+  if (bound !== null && typeof bound === 'object') {
+    return { type: 'inet', host: bound.address, port: bound.port };
+  }
+  return { type: 'unix', path: bound ?? '' };
+}
+
+function closeServer(server: Server): Promise<void> {
+  return new Promise((resolve) => {
+    server.close(() => resolve());
+  });
+}
+
+function unixPath(server: Server): string {
+  const bound = server.address();
+  return typeof bound === 'string' ? bound : '';
+}
+
+function inetPeer(socket: Socket): string {
+  const { remoteAddress = 'unknown', remotePort = 0 } = socket;
+  return remoteAddress.includes(':')
+    ? `[${remoteAddress}]:${remotePort}`
+    : `${remoteAddress}:${remotePort}`;
+}

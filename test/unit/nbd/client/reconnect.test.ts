@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT
+import { expect, test } from 'vitest';
+import { BlockError } from '../../../../src/base/errors.js';
+import { NbdClient, type NbdClientOptions } from '../../../../src/nbd/client/client.js';
+import type { NbdClientEvent } from '../../../../src/nbd/client/pool.js';
+import { FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
+import { testScope } from '../../../support/temp.js';
+
+const MULTI_CONN = 0xced | 0x100;
+
+async function start(options: FakePeerOptions, clientOptions: Partial<NbdClientOptions> = {}) {
+  const scope = testScope();
+  const peer = await FakeNbdPeer.start(scope, options);
+  const events: NbdClientEvent[] = [];
+  const client = await NbdClient.connect({
+    address: peer.address,
+    onEvent: (event) => events.push(event),
+    ...clientOptions,
+  });
+  scope.defer(() => client.close());
+  return { peer, client, events };
+}
+
+async function failure(work: Promise<unknown>): Promise<BlockError> {
+  try {
+    await work;
+  } catch (error) {
+    if (error instanceof BlockError) return error;
+    throw error;
+  }
+  throw new Error('it did not fail');
+}
+
+test('sends again what was under way when the server was lost', async () => {
+  let answering = false;
+  const { peer, client, events } = await start(
+    { onRequest: () => !answering },
+    { reconnectDelaySeconds: 60 },
+  );
+  const data = Buffer.alloc(100_000, 5);
+  const back = Buffer.alloc(1000);
+  const work = Promise.all([client.write(0, data), client.read(500_000, back), client.flush()]);
+  await expect.poll(() => peer.requests.length).toBe(3);
+  answering = true;
+  await peer.stop();
+  await peer.listen();
+  await work;
+  expect(peer.memory.subarray(0, 100_000).equals(data)).toBe(true);
+  expect(peer.requests.slice(3).map(({ type }) => type)).toEqual([1, 0, 3]);
+  expect(events.map(({ type }) => type)).toEqual(['disconnected', 'reconnected']);
+});
+
+test('a reply that was cut in the middle is read anew', async () => {
+  let cut = false;
+  const { client, peer } = await start(
+    {
+      onRequest: (connection, request) => {
+        if (cut) return false;
+        cut = true;
+        connection.chunk(request, 1, Buffer.alloc(8 + 50_000, 9), false);
+        connection.socket.end();
+        return true;
+      },
+    },
+    { reconnectDelaySeconds: 60 },
+  );
+  peer.memory.fill(4);
+  const buffer = Buffer.alloc(100_000);
+  await client.read(0, buffer).catch((error: unknown) => expect(error).toBe(undefined));
+  expect(buffer.every((byte) => byte === 4)).toBe(true);
+});
+
+test('fails at once without a delay, and works again when the server is back', async () => {
+  const { peer, client, events } = await start({ onRequest: (_c, { type }) => type === 3 });
+  const flushing = failure(client.flush());
+  await expect.poll(() => peer.requests.length).toBe(1);
+  await peer.stop();
+  const error = await flushing;
+  expect(error.code).toBe('DF_DISCONNECTED');
+  expect(error.message).toContain('nbd+unix://?socket=');
+  expect((await failure(client.read(0, Buffer.alloc(512)))).code).toBe('DF_DISCONNECTED');
+  await peer.listen();
+  await expect.poll(() => events.at(-1)?.type, { timeout: 10_000 }).toBe('reconnected');
+  await client.read(0, Buffer.alloc(512));
+});
+
+test('after the delay everything fails and says what happened', async () => {
+  const { peer, client } = await start({}, { reconnectDelaySeconds: 0.2 });
+  await peer.stop();
+  const error = await failure(client.read(0, Buffer.alloc(512)));
+  expect(error.code).toBe('DF_DISCONNECTED');
+  expect(error.message).toMatch(/did not come back within 0.2 s; last attempt: Failed to connect/);
+});
+
+test('waiting can be cut short', async () => {
+  const { peer, client } = await start({}, { reconnectDelaySeconds: 600 });
+  await peer.stop();
+  await expect.poll(() => client.connectionCount).toBe(0);
+  const reading = failure(client.read(0, Buffer.alloc(512)));
+  client.cancelWaiting();
+  expect((await reading).code).toBe('DF_DISCONNECTED');
+});
+
+test('close ends the attempts to reconnect and what waits for them', async () => {
+  const { peer, client } = await start({}, { reconnectDelaySeconds: 600 });
+  await peer.stop();
+  await expect.poll(() => client.connectionCount).toBe(0);
+  const reading = failure(client.read(0, Buffer.alloc(512)));
+  await client.close();
+  expect((await reading).code).toBe('DF_CANCELLED');
+  await peer.listen();
+  expect(peer.connections.length).toBe(0);
+});
+
+test('a server that is silent for too long counts as lost', async () => {
+  let silent = true;
+  const { client } = await start(
+    { onRequest: () => silent },
+    {
+      stallTimeoutMs: 100,
+      reconnectDelaySeconds: 60,
+      onEvent: () => {
+        silent = false;
+      },
+    },
+  );
+  await client.read(0, Buffer.alloc(512));
+});
+
+test('a server that shuts down is waited for', async () => {
+  let first = true;
+  const { client, events } = await start(
+    {
+      onRequest: (connection, request) => {
+        if (!first) return false;
+        first = false;
+        connection.simpleReply(request, 108);
+        return true;
+      },
+    },
+    { reconnectDelaySeconds: 60 },
+  );
+  await client.write(0, Buffer.alloc(512));
+  expect(events.map(({ type }) => type)).toEqual(['disconnected', 'reconnected']);
+});
+
+test('another export in its place is the end', async () => {
+  const { peer, client } = await start({ flags: 0xced }, { reconnectDelaySeconds: 60 });
+  await peer.stop();
+  Object.assign(peer, { size: 4096 });
+  await peer.listen();
+  const error = await failure(client.read(0, Buffer.alloc(512)));
+  expect(error.message).toMatch(/came back with 4096 bytes instead of 1048576/);
+});
+
+test('the first connection is tried again until the time to open is over', async () => {
+  const scope = testScope();
+  const peer = await FakeNbdPeer.start(scope);
+  await peer.stop();
+  const { address } = peer;
+  const refused = await failure(NbdClient.connect({ address }));
+  expect(refused.message).toMatch(
+    /^Failed to connect to '.*fake.sock': No such file or directory$/,
+  );
+  const connecting = NbdClient.connect({ address, openTimeoutSeconds: 60 });
+  await peer.listen();
+  scope.defer(async () => (await connecting).close());
+  expect((await connecting).size).toBe(peer.size);
+});
+
+test('opens several connections only where the server allows it', async () => {
+  const several = await start({ flags: MULTI_CONN }, { connections: 4 });
+  await expect.poll(() => several.client.connectionCount).toBe(4);
+  const one = await start({}, { connections: 4 });
+  await one.client.flush();
+  expect(one.client.connectionCount).toBe(1);
+});
+
+test('spreads requests over its connections', async () => {
+  const { peer, client } = await start({ flags: MULTI_CONN }, { connections: 4 });
+  await expect.poll(() => client.connectionCount).toBe(4);
+  await Promise.all(
+    Array.from({ length: 40 }, (_, index) => client.read(index * 4096, Buffer.alloc(4096))),
+  );
+  for (const connection of peer.connections) expect(connection.requests.length).toBe(10);
+});
+
+test('requests of one lost connection go to another', async () => {
+  let lost = 0;
+  const { peer, client, events } = await start(
+    {
+      flags: MULTI_CONN,
+      onRequest: (connection) => {
+        if (connection !== peer.connections[1]) return false;
+        lost++;
+        connection.socket.destroy();
+        return true;
+      },
+    },
+    { connections: 3 },
+  );
+  await expect.poll(() => client.connectionCount).toBe(3);
+  await Promise.all(
+    Array.from({ length: 30 }, (_, index) => client.write(index * 512, Buffer.alloc(512, 1))),
+  );
+  expect(lost).toBeGreaterThan(0);
+  expect(peer.memory.subarray(0, 30 * 512).every((byte) => byte === 1)).toBe(true);
+  expect(events).toEqual([]);
+});
