@@ -19,7 +19,7 @@ interface Ban {
 
 const BANS: readonly Ban[] = [
   {
-    pattern: /\bprocess\./,
+    pattern: /\bprocess\.\w/,
     why: 'process belongs to daemon and cli',
     except: /^(src\/(daemon|cli)|scripts|test)\//,
   },
@@ -84,7 +84,8 @@ function checkFunctions(file: string, lines: readonly string[]): string[] {
   lines.forEach((line, index) => {
     const indent = FUNCTION_START.exec(line)?.[1];
     if (indent === undefined || NO_FUNCTION.test(line) || /[;,]$/.test(line)) return;
-    const end = lines.findIndex((other, at) => at > index && other === `${indent}}`);
+    const last = new RegExp(`^${indent}\\}[,;)]*$`);
+    const end = lines.findIndex((other, at) => at > index && last.test(other));
     const length = end < 0 ? 0 : end - index + 1;
     if (length > FUNCTION_LINES_MAX) {
       problems.push(`${file}:${index + 1}: a function of ${length} lines`);

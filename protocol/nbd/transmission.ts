@@ -104,7 +104,7 @@ export interface Cookie {
   cookieLow: number;
 }
 
-/** A request's head; the decoders fill one object again and again. */
+/** A request's head. */
 export interface RequestHead extends Cookie {
   flags: number;
   type: number;
@@ -114,12 +114,27 @@ export interface RequestHead extends Cookie {
   length: number;
 }
 
-export function emptyRequestHead(): RequestHead {
-  return { flags: 0, type: 0, cookieHigh: 0, cookieLow: 0, offset: 0, length: 0 };
+/** A request's head as it was received, with the offset as it stood there: replies echo it. */
+export interface ReceivedRequest extends RequestHead {
+  offsetHigh: number;
+  offsetLow: number;
 }
 
-/** NBD_REQUEST at `at` into `head`. Returns false when the magic is wrong. */
-export function decodeRequest(view: DataView, at: number, head: RequestHead): boolean {
+export function emptyRequestHead(): ReceivedRequest {
+  return {
+    flags: 0,
+    type: 0,
+    cookieHigh: 0,
+    cookieLow: 0,
+    offset: 0,
+    length: 0,
+    offsetHigh: 0,
+    offsetLow: 0,
+  };
+}
+
+/** NBD_REQUEST at `at` into `head`, one object for many requests. Returns false when the magic is wrong. */
+export function decodeRequest(view: DataView, at: number, head: ReceivedRequest): boolean {
   if (view.getUint32(at) !== NBD_REQUEST_MAGIC) return false;
   decodeRequestFields(view, at, head);
   head.length = view.getUint32(at + 24);
@@ -127,19 +142,21 @@ export function decodeRequest(view: DataView, at: number, head: RequestHead): bo
 }
 
 /** NBD_EXTENDED_REQUEST at `at` into `head`. Returns false when the magic is wrong. */
-export function decodeExtendedRequest(view: DataView, at: number, head: RequestHead): boolean {
+export function decodeExtendedRequest(view: DataView, at: number, head: ReceivedRequest): boolean {
   if (view.getUint32(at) !== NBD_EXTENDED_REQUEST_MAGIC) return false;
   decodeRequestFields(view, at, head);
   head.length = readUint64(view, at + 24);
   return true;
 }
 
-function decodeRequestFields(view: DataView, at: number, head: RequestHead): void {
+function decodeRequestFields(view: DataView, at: number, head: ReceivedRequest): void {
   head.flags = view.getUint16(at + 4);
   head.type = view.getUint16(at + 6);
   head.cookieHigh = view.getUint32(at + 8);
   head.cookieLow = view.getUint32(at + 12);
-  head.offset = readUint64(view, at + 16);
+  head.offsetHigh = view.getUint32(at + 16);
+  head.offsetLow = view.getUint32(at + 20);
+  head.offset = head.offsetHigh * TWO_32 + head.offsetLow;
 }
 
 export function encodeRequest(view: DataView, at: number, head: Readonly<RequestHead>): void {
@@ -204,12 +221,13 @@ export function encodeStructuredReply(
 export function encodeExtendedReply(
   view: DataView,
   at: number,
-  request: Readonly<RequestHead>,
+  request: Readonly<ReceivedRequest>,
   chunk: Readonly<ChunkHead>,
 ): void {
   view.setUint32(at, NBD_EXTENDED_REPLY_MAGIC);
   encodeReplyFields(view, at, request, chunk);
-  writeUint64(view, at + 16, request.offset);
+  view.setUint32(at + 16, request.offsetHigh);
+  view.setUint32(at + 20, request.offsetLow);
   writeUint64(view, at + 24, chunk.length);
 }
 

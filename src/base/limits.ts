@@ -93,8 +93,8 @@ export const NBD_CONNECT_TIMEOUT_MS = 10_000;
 export const NBD_STALL_TIMEOUT_MS = 120_000;
 /** Payload of one reply in the option phase, bytes: names and texts are at most 4 KiB each. */
 export const NBD_OPTION_REPLY_MAX = 32 * KIB;
-/** Replies to one option: a list of so many exports is no list for people any more. */
-export const NBD_OPTION_REPLIES_MAX = 65_536;
+/** All replies to one option together, bytes: a list of exports that long is none for people any more. */
+export const NBD_OPTION_ANSWER_MAX = 8 * MIB;
 /** Buffer in which an NBD client receives heads and small payloads, bytes. */
 export const NBD_CLIENT_RECEIVE_LENGTH = 64 * KIB;
 /** Payloads with at least this much to come are received where they belong, without a copy, bytes. */
@@ -162,9 +162,19 @@ export const NBD_WEBSOCKET_PING_MS = 15_000;
 
 /** Time for each step of the daemon's end (jobs, exports, nodes, monitors), ms. */
 export const SHUTDOWN_STEP_MS = 10_000;
+/** Connections that may be lost under one request: past that, the request itself may be the cause. */
+export const NBD_CLIENT_ATTEMPTS_MAX = 16;
 /** Time for a goodbye to leave when an NBD client ends a connection, milliseconds. */
 export const NBD_GOODBYE_MS = 1_000;
 /** How long an NBD client measures before it changes its number of connections, milliseconds. */
 export const NBD_GROWTH_WINDOW_MS = 200;
 /** How long it stays with a number that proved best, milliseconds. */
 export const NBD_GROWTH_HOLD_MS = 10_000;
+/** Time that the event loop stays awake for the next request where they come one by one, ms. */
+export const NBD_POLL_WINDOW_MS = 0.05;
+/** Requests further apart than this are not steady traffic, ms: a wake-up, and the client's own time. */
+export const NBD_POLL_STEADY_MS = 0.2;
+/** Steady requests in a row before the loop is kept awake. */
+export const NBD_POLL_AFTER = 8;
+/** Steady requests more that it takes after staying awake was in vain. */
+export const NBD_POLL_BACKOFF = 56;

@@ -11,7 +11,12 @@ import {
   readinessReport,
   startInBackground,
 } from './daemonize.js';
-import { type DaemonOptions, descriptorsOf, parseCommandLine } from './options.js';
+import {
+  type DaemonOptions,
+  descriptorsOf,
+  type OptionAction,
+  parseCommandLine,
+} from './options.js';
 import { createPidFile, type PidFile } from './pidfile.js';
 import { takeActivationSockets } from './socket-activation.js';
 import { VERSION_TEXT } from './version.js';
@@ -77,9 +82,15 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
   });
   if (report !== undefined) process.umask(DAEMON_UMASK);
   try {
-    ending.pidFile = makePidFile(options);
     daemon.namedSockets = takeActivationSockets(process.env, process.pid);
-    for (const action of options.actions) await applyNamed(daemon, action);
+    // Monitors last: a command must not find half of what the command line asks for.
+    const isMonitor = ({ kind }: OptionAction): boolean => kind === 'monitor';
+    for (const action of options.actions.filter((one) => !isMonitor(one))) {
+      await applyNamed(daemon, action);
+    }
+    for (const action of options.actions.filter(isMonitor)) await applyNamed(daemon, action);
+    // Scripts take the file for the sign that everything is there.
+    ending.pidFile = makePidFile(options);
   } catch (error) {
     await daemon.shutDown();
     ending.pidFile?.remove();

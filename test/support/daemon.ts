@@ -138,7 +138,8 @@ export interface DaemonOptions {
 }
 
 /**
- * Starts the daemon and waits until it has carried out all its options; the pid file says so.
+ * Starts the daemon and waits until it has carried out all its options: then its pid file is there,
+ * and its monitor's socket, which is asked for last.
  * At the end of the scope it gets SIGTERM, and has to end with status 0.
  */
 export async function startDaemon(
@@ -150,20 +151,17 @@ export async function startDaemon(
   const qmpPath = join(dir, 'qmp.sock');
   const pidfile = join(dir, 'pid');
   const { program, args: first } = daemonCommand();
-  const monitor = [
-    '--chardev',
-    `socket,id=test-monitor,path=${qmpPath},server=on,wait=off`,
-    '--monitor',
-    'chardev=test-monitor',
-  ];
-  const child = spawnTracked(
-    program,
-    [...first, ...(options.withoutMonitor ? [] : monitor), ...args, '--pidfile', pidfile],
-    {
-      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
-      env: { ...process.env, ...options.env },
-    },
-  );
+  // Options are carried out in their order, so the monitor's socket comes after all that `args` asks.
+  const monitor = options.withoutMonitor
+    ? []
+    : [
+        ...['--chardev', `socket,id=test-monitor,path=${qmpPath},server=on,wait=off`],
+        ...['--monitor', 'chardev=test-monitor'],
+      ];
+  const child = spawnTracked(program, [...first, ...args, ...monitor, '--pidfile', pidfile], {
+    ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
+    env: { ...process.env, ...options.env },
+  });
   const daemon = new Daemon(child, dir, qmpPath);
   scope.defer(async () => {
     if (daemon.exit !== undefined) return;
@@ -172,8 +170,9 @@ export async function startDaemon(
       throw new Error(`the daemon ended with ${exit.code ?? exit.signal}:\n${daemon.log}`);
     }
   });
-  await waitUntil(() => existsSync(pidfile) || daemon.exit !== undefined, {
-    what: () => `the daemon to write ${pidfile}; it said:\n${daemon.log}`,
+  const signs = options.withoutMonitor ? [pidfile] : [pidfile, qmpPath];
+  await waitUntil(() => signs.every((path) => existsSync(path)) || daemon.exit !== undefined, {
+    what: () => `the daemon to make ${signs.join(' and ')}; it said:\n${daemon.log}`,
     timeoutMs: READY_TIMEOUT_MS,
   });
   if (daemon.exit !== undefined) {

@@ -33,6 +33,15 @@ export interface Target {
  */
 export async function startTarget(serverOptions = ''): Promise<Target> {
   const scope = new Scope();
+  try {
+    return await startIn(scope, serverOptions);
+  } catch (error) {
+    await scope.close();
+    throw error;
+  }
+}
+
+async function startIn(scope: Scope, serverOptions: string): Promise<Target> {
   const dir = await scope.tempDir();
   const [socket, imagePath] = [join(dir, 'nbd.sock'), join(dir, 'disk.raw')];
   const image = await open(imagePath, 'w');

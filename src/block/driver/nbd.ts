@@ -2,6 +2,7 @@
 /** A node over an export of an NBD server. @see qapi BlockdevOptionsNbd */
 import { BlockError } from '../../base/errors.js';
 import { MIB } from '../../base/limits.js';
+import type { MaybePromise } from '../../base/maybe-promise.js';
 import { type NbdAddress, nbdFilename } from '../../nbd/client/address.js';
 import { NbdClient } from '../../nbd/client/client.js';
 import type { NbdExtent } from '../../nbd/client/request.js';
@@ -79,7 +80,8 @@ export class NbdDriver implements BlockDriver {
     });
   }
 
-  discard(offset: number, length: number): Promise<void> {
+  discard(offset: number, length: number): MaybePromise<void> {
+    if (!this.features.discard) return;
     return this.#client.trim(offset, length);
   }
 

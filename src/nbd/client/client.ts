@@ -13,16 +13,6 @@ import {
   NBD_CMD_TRIM,
   NBD_CMD_WRITE,
   NBD_CMD_WRITE_ZEROES,
-  NBD_FLAG_CAN_MULTI_CONN,
-  NBD_FLAG_READ_ONLY,
-  NBD_FLAG_ROTATIONAL,
-  NBD_FLAG_SEND_CACHE,
-  NBD_FLAG_SEND_DF,
-  NBD_FLAG_SEND_FAST_ZERO,
-  NBD_FLAG_SEND_FLUSH,
-  NBD_FLAG_SEND_FUA,
-  NBD_FLAG_SEND_TRIM,
-  NBD_FLAG_SEND_WRITE_ZEROES,
   NBD_META_BASE_ALLOCATION,
 } from '../../../protocol/nbd/constants.js';
 import { BlockError } from '../../base/errors.js';
@@ -35,13 +25,10 @@ import {
   NBD_STRING_MAX,
 } from '../../base/limits.js';
 import { canConnectAgain, describeNbdExport, type NbdAddress } from './address.js';
+import { capabilitiesOf, type NbdCapabilities } from './capabilities.js';
 import { openOptionPhase } from './connection.js';
-import {
-  listExports,
-  listMetaContexts,
-  type NbdBlockSizes,
-  type NbdListedExport,
-} from './negotiate.js';
+import { listExports, listMetaContexts, type NbdListedExport } from './list.js';
+import type { NbdBlockSizes } from './negotiate.js';
 import { asBlockError, ConnectionPool, type NbdClientEvent } from './pool.js';
 import { ClientRequest, type NbdExtent, type RequestFields } from './request.js';
 
@@ -68,20 +55,6 @@ export interface NbdClientOptions {
 }
 
 export type NbdListOptions = Pick<NbdClientOptions, 'address' | 'connectTimeoutMs' | 'signal'>;
-
-/** What the server can do with this export. */
-export interface NbdCapabilities {
-  readonly readOnly: boolean;
-  readonly flush: boolean;
-  readonly fua: boolean;
-  readonly rotational: boolean;
-  readonly trim: boolean;
-  readonly writeZeroes: boolean;
-  readonly df: boolean;
-  readonly multiConn: boolean;
-  readonly cache: boolean;
-  readonly fastZero: boolean;
-}
 
 const NO_BYTES = Buffer.alloc(0);
 
@@ -425,21 +398,5 @@ function phaseOptions(options: NbdListOptions) {
     address: options.address,
     timeoutMs: options.connectTimeoutMs ?? NBD_CONNECT_TIMEOUT_MS,
     signal: options.signal ?? new AbortController().signal,
-  };
-}
-
-function capabilitiesOf(flags: number): NbdCapabilities {
-  const has = (flag: number): boolean => (flags & flag) !== 0;
-  return {
-    readOnly: has(NBD_FLAG_READ_ONLY),
-    flush: has(NBD_FLAG_SEND_FLUSH),
-    fua: has(NBD_FLAG_SEND_FUA),
-    rotational: has(NBD_FLAG_ROTATIONAL),
-    trim: has(NBD_FLAG_SEND_TRIM),
-    writeZeroes: has(NBD_FLAG_SEND_WRITE_ZEROES),
-    df: has(NBD_FLAG_SEND_DF),
-    multiConn: has(NBD_FLAG_CAN_MULTI_CONN),
-    cache: has(NBD_FLAG_SEND_CACHE),
-    fastZero: has(NBD_FLAG_SEND_FAST_ZERO),
   };
 }

@@ -6,7 +6,7 @@
 import { NBD_GROWTH_HOLD_MS, NBD_GROWTH_WINDOW_MS } from '../../base/limits.js';
 
 /** A trial has to bring this factor, or the connections are not worth keeping. */
-const GAIN_MIN = 1.15;
+const GAIN_MIN = 1.25;
 
 export class ConnectionGrowth {
   /** Connections that there should be. */

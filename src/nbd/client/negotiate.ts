@@ -18,8 +18,6 @@ import {
   NBD_OPT_EXPORT_NAME,
   NBD_OPT_EXTENDED_HEADERS,
   NBD_OPT_GO,
-  NBD_OPT_LIST,
-  NBD_OPT_LIST_META_CONTEXT,
   NBD_OPT_SET_META_CONTEXT,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_OPTS_MAGIC,
@@ -28,7 +26,6 @@ import {
   NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
   NBD_REP_META_CONTEXT,
-  NBD_REP_SERVER,
   optionName,
   optionReplyName,
 } from '../../../protocol/nbd/constants.js';
@@ -43,7 +40,7 @@ import {
   NBD_SHORT,
 } from '../../../protocol/nbd/handshake.js';
 import { BlockError } from '../../base/errors.js';
-import { NBD_STRING_MAX, NODE_SIZE_MAX } from '../../base/limits.js';
+import { NODE_SIZE_MAX } from '../../base/limits.js';
 import { isErrorReply, type OptionStream, optionError, protocolError } from './option-stream.js';
 
 /** Bytes. @see proto.md "Size constraints" */
@@ -76,8 +73,8 @@ export interface NegotiateOptions {
   readonly metaContexts: readonly string[];
 }
 
-/** Sent after the greeting's flags are read; TLS would be started next, before any other option. */
-async function greet(stream: OptionStream): Promise<{ fixed: boolean; noZeroes: boolean }> {
+/** Takes the greeting and answers it. TLS would be started next, before any other option. */
+export async function greet(stream: OptionStream): Promise<{ fixed: boolean; noZeroes: boolean }> {
   const greeting = NBD_GREETING.decode(await stream.read(NBD_GREETING.size));
   if (greeting.magic !== NBD_MAGIC) {
     throw protocolError(`Bad initial magic received: 0x${greeting.magic.toString(16)}`);
@@ -140,7 +137,7 @@ async function agreeOnReplies(stream: OptionStream): Promise<NbdSession['replies
   return 'simple';
 }
 
-async function isGranted(stream: OptionStream, option: number): Promise<boolean> {
+export async function isGranted(stream: OptionStream, option: number): Promise<boolean> {
   const reply = await stream.ask(option, Buffer.alloc(0), unexpected(option), isAck);
   if (isErrorReply(reply.type)) return false;
   if (reply.payload.byteLength > 0) throw protocolError('Unexpected length to ACK response');
@@ -176,7 +173,7 @@ async function setMetaContexts(
   return contexts;
 }
 
-function contextQuery(exportName: string, queries: readonly string[]): Buffer {
+export function contextQuery(exportName: string, queries: readonly string[]): Buffer {
   return Buffer.concat([
     ...lengthAndText(exportName),
     NBD_COUNT.toBytes({ value: queries.length }),
@@ -305,67 +302,7 @@ async function exportNameSession(
   };
 }
 
-export interface NbdListedExport {
-  readonly name: string;
-  readonly description: string;
-}
-
-/**
- * Asks which exports there are, then leaves. @see proto.md NBD_OPT_LIST
- * @throws BlockError DF_NOT_SUPPORTED or DF_ACCESS where the server doesn't tell
- */
-export async function listExports(stream: OptionStream): Promise<NbdListedExport[]> {
-  const { fixed } = await greet(stream);
-  if (!fixed) {
-    throw new BlockError('DF_NOT_SUPPORTED', 'Server does not support export lists');
-  }
-  const exports: NbdListedExport[] = [];
-  const last = await stream.ask(
-    NBD_OPT_LIST,
-    Buffer.alloc(0),
-    (reply) => {
-      if (reply.type !== NBD_REP_SERVER) throw unexpectedReply(NBD_OPT_LIST, reply.type);
-      const { value: length } = NBD_COUNT.decode(atLeast(reply.payload, 4, 'NBD_REP_SERVER'));
-      if (length > NBD_STRING_MAX || length > reply.payload.byteLength - 4) {
-        throw protocolError("incorrect name length in server's list response");
-      }
-      const name = reply.payload.toString('utf8', 4, 4 + length);
-      exports.push({ name, description: reply.payload.toString('utf8', 4 + length) });
-    },
-    isAck,
-  );
-  stream.abort();
-  if (isErrorReply(last.type)) throw optionError(NBD_OPT_LIST, last);
-  return exports;
-}
-
-/** Asks which meta contexts an export has, then leaves. @see proto.md NBD_OPT_LIST_META_CONTEXT */
-export async function listMetaContexts(
-  stream: OptionStream,
-  exportName: string,
-): Promise<string[]> {
-  const { fixed } = await greet(stream);
-  if (!fixed || !(await isGranted(stream, NBD_OPT_STRUCTURED_REPLY))) {
-    stream.abort();
-    throw new BlockError('DF_NOT_SUPPORTED', 'Server does not support meta contexts');
-  }
-  const names: string[] = [];
-  const option = NBD_OPT_LIST_META_CONTEXT;
-  const last = await stream.ask(
-    option,
-    contextQuery(exportName, []),
-    (reply) => {
-      if (reply.type !== NBD_REP_META_CONTEXT) throw unexpectedReply(option, reply.type);
-      names.push(atLeast(reply.payload, 5, 'NBD_REP_META_CONTEXT').toString('utf8', 4));
-    },
-    isAck,
-  );
-  stream.abort();
-  if (isErrorReply(last.type)) throw optionError(option, last);
-  return names;
-}
-
-function isAck(type: number): boolean {
+export function isAck(type: number): boolean {
   return type === NBD_REP_ACK;
 }
 
@@ -375,13 +312,13 @@ function unexpected(option: number): (reply: { type: number }) => never {
   };
 }
 
-function unexpectedReply(option: number, type: number): BlockError {
+export function unexpectedReply(option: number, type: number): BlockError {
   return protocolError(
     `Unexpected reply type ${type} (${optionReplyName(type)}) to ${optionName(option)}`,
   );
 }
 
-function atLeast(payload: Buffer, length: number, name: string): Buffer {
+export function atLeast(payload: Buffer, length: number, name: string): Buffer {
   if (payload.byteLength < length) {
     throw protocolError(`${name} length ${payload.byteLength} is too short`);
   }

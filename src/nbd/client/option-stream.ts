@@ -19,7 +19,7 @@ import {
 } from '../../../protocol/nbd/constants.js';
 import { NBD_OPTION, NBD_OPTION_REPLY } from '../../../protocol/nbd/handshake.js';
 import { BlockError } from '../../base/errors.js';
-import { NBD_OPTION_REPLIES_MAX, NBD_OPTION_REPLY_MAX, NBD_STRING_MAX } from '../../base/limits.js';
+import { NBD_OPTION_ANSWER_MAX, NBD_OPTION_REPLY_MAX, NBD_STRING_MAX } from '../../base/limits.js';
 import type { Transport, TransportSink } from './transport.js';
 
 export interface OptionReply {
@@ -137,12 +137,16 @@ export class OptionStream implements TransportSink {
     isLast: (type: number) => boolean,
   ): Promise<OptionReply> {
     this.sendOption(option, payload);
-    for (let count = 0; count < NBD_OPTION_REPLIES_MAX; count++) {
+    let total = 0;
+    while (total <= NBD_OPTION_ANSWER_MAX) {
       const reply = await this.readReply(option);
+      total += NBD_OPTION_REPLY.size + reply.payload.byteLength;
       if (isErrorReply(reply.type) || isLast(reply.type)) return reply;
       each(reply);
     }
-    throw protocolError(`more than ${NBD_OPTION_REPLIES_MAX} replies to ${optionName(option)}`);
+    throw protocolError(
+      `more than ${NBD_OPTION_ANSWER_MAX} bytes of answer to ${optionName(option)}`,
+    );
   }
 
   #serve(): void {

@@ -9,11 +9,13 @@
  */
 import { NBD_FLAG_CAN_MULTI_CONN } from '../../../protocol/nbd/constants.js';
 import { BlockError, toError } from '../../base/errors.js';
+import { NBD_CLIENT_ATTEMPTS_MAX } from '../../base/limits.js';
 import { type ConnectionEvents, type ConnectOptions, NbdConnection } from './connection.js';
 import { ConnectionGrowth } from './growth.js';
 import type { NbdSession } from './negotiate.js';
-import { connectFirst, ExportChangedError, Outage } from './reconnect.js';
+import { connectFirst, ExportChangedError, nextPause, Outage } from './reconnect.js';
 import type { ClientRequest } from './request.js';
+import { describeDifference } from './session-difference.js';
 
 /** What happened to the connection as a whole. */
 export type NbdClientEvent =
@@ -42,13 +44,16 @@ export class ConnectionPool implements ConnectionEvents {
   readonly #connections: NbdConnection[] = [];
   /** Requests without a connection that has room, first come first. */
   #queue: ClientRequest[] = [];
-  readonly #growth: ConnectionGrowth;
+  #growth: ConnectionGrowth;
   readonly #closing = new AbortController();
   /** Attempts under way to open further connections. */
   #opening = 0;
   #growthRefused = false;
   #outage: Outage | undefined;
   #lost: BlockError | undefined;
+  /** Since when nothing has been answered, over however many connections. */
+  #outageStart: number | undefined;
+  #outagePauseMs = 0;
   /** Set for good: closed, or beyond hope. */
   #failure: BlockError | undefined;
   readonly #stallTimer: NodeJS.Timeout | undefined;
@@ -120,6 +125,7 @@ export class ConnectionPool implements ConnectionEvents {
       connection.fail(new BlockError('DF_DISCONNECTED', 'the server is shutting down'));
       return;
     }
+    this.#outageStart = undefined;
     const waiting = connection.requestCount * this.#connections.length + this.#queue.length + 1;
     request.end(request.error);
     if (this.#queue.length > 0) this.#pump();
@@ -131,7 +137,7 @@ export class ConnectionPool implements ConnectionEvents {
     const at = this.#connections.indexOf(connection);
     if (at < 0 || this.#failure !== undefined) return; // who opened it sees that it is closed
     this.#connections.splice(at, 1);
-    this.#queue.unshift(...orphans);
+    this.#queue.unshift(...orphans.filter((request) => !this.#isPoison(request, error)));
     if (error.code === 'DF_PROTOCOL') {
       const text = `the NBD server ${this.#options.name} was dropped: ${error.message}`;
       this.#fail(new BlockError('DF_PROTOCOL', text, {}, { cause: error }));
@@ -243,16 +249,32 @@ export class ConnectionPool implements ConnectionEvents {
     );
   }
 
+  /** Ends a request under which so many connections were lost that it may be the reason. */
+  #isPoison(request: ClientRequest, error: BlockError): boolean {
+    if (request.attempts < NBD_CLIENT_ATTEMPTS_MAX) return false;
+    const text = `${request.attempts} connections were lost during ${request.describe()}`;
+    request.end(new BlockError('DF_DISCONNECTED', text, {}, { cause: error }));
+    return true;
+  }
+
+  /**
+   * A server that comes back and is lost again before it has answered anything was not back: the
+   * time goes on, and so do the pauses.
+   */
   #startOutage(error: BlockError): void {
-    const { onEvent, canReconnect } = this.#options;
+    const { onEvent, canReconnect, reconnectDelayMs } = this.#options;
     if (!canReconnect) {
       this.#fail(this.#goneError());
       return;
     }
     onEvent({ type: 'disconnected', error });
+    const now = performance.now();
+    this.#outagePauseMs = this.#outageStart === undefined ? 0 : nextPause(this.#outagePauseMs);
+    this.#outageStart ??= now;
     const outage = new Outage({
       attempt: (signal) => this.#connect(signal),
-      windowMs: this.#options.reconnectDelayMs,
+      windowMs: Math.max(0, this.#outageStart + reconnectDelayMs - now),
+      pauseMs: this.#outagePauseMs,
       onBack: (connection) => this.#back(connection),
       onExpired: () => {
         for (const request of this.#queue.splice(0)) request.end(this.#goneError());
@@ -267,6 +289,10 @@ export class ConnectionPool implements ConnectionEvents {
     this.#outage = undefined;
     this.#growthRefused = false;
     this.#connections.push(connection);
+    const { transmissionFlags } = connection.session;
+    if ((transmissionFlags & NBD_FLAG_CAN_MULTI_CONN) === 0) {
+      this.#growth = new ConnectionGrowth(1, { eager: false });
+    }
     this.#options.onEvent({ type: 'reconnected' });
     this.#pump();
     this.#resize();
@@ -293,23 +319,6 @@ export class ConnectionPool implements ConnectionEvents {
       connection.fail(new BlockError('DF_TIMEOUT', text));
     }
   }
-}
-
-/** In what a connection differs from the first one, where that makes it useless; else undefined. */
-function describeDifference(first: NbdSession, now: NbdSession): string | undefined {
-  if (now.size !== first.size) return `${now.size} bytes instead of ${first.size}`;
-  // A feature gained is no harm; multi-conn is about other connections and may go.
-  const lost =
-    first.transmissionFlags & ~now.transmissionFlags & ~(NBD_FLAG_CAN_MULTI_CONN | (1 << 4));
-  const readOnly = ~first.transmissionFlags & now.transmissionFlags & 2;
-  if (readOnly !== 0) return 'a read-only export';
-  if ((lost & ~2) !== 0) return `fewer features (flags 0x${now.transmissionFlags.toString(16)})`;
-  if (now.blockSizes.minimum > first.blockSizes.minimum) return 'a larger minimum block size';
-  if (now.blockSizes.maximum < first.blockSizes.maximum) return 'a smaller maximum payload';
-  for (const context of first.contexts.keys()) {
-    if (!now.contexts.has(context)) return `no meta context '${context}'`;
-  }
-  return undefined;
 }
 
 /** Any failure of the library as the error it promises. */

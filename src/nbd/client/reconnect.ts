@@ -12,6 +12,8 @@ export interface OutageOptions {
   readonly attempt: (signal: AbortSignal) => Promise<NbdConnection>;
   /** How long requests wait, milliseconds. */
   readonly windowMs: number;
+  /** Before the first attempt, milliseconds. */
+  readonly pauseMs: number;
   readonly onBack: (connection: NbdConnection) => void;
   /** The time is over; attempts go on. */
   readonly onExpired: () => void;
@@ -75,8 +77,10 @@ export class Outage {
 
   async #run(): Promise<void> {
     const { signal } = this.#controller;
-    let pauseMs = NBD_RECONNECT_PAUSE_MIN_MS;
+    let { pauseMs } = this.#options;
     while (!signal.aborted) {
+      if (pauseMs > 0) await pause(pauseMs, signal, { ref: this.#waiting });
+      if (signal.aborted) return;
       try {
         const connection = await this.#options.attempt(signal);
         if (!signal.aborted && !connection.isClosed) {
@@ -94,10 +98,21 @@ export class Outage {
           return;
         }
       }
-      await pause(pauseMs, signal, { ref: this.#waiting });
-      pauseMs = Math.min(pauseMs * 2, NBD_RECONNECT_PAUSE_MAX_MS);
+      pauseMs = nextPause(pauseMs);
     }
   }
+}
+
+/** Twice as long, between the two limits. */
+export function nextPause(pauseMs: number): number {
+  return Math.min(Math.max(pauseMs * 2, NBD_RECONNECT_PAUSE_MIN_MS), NBD_RECONNECT_PAUSE_MAX_MS);
+}
+
+/** A server that is there and will be no other in a moment. */
+function isFinal(error: unknown): boolean {
+  if (!(error instanceof BlockError)) return false;
+  const { code } = error;
+  return code === 'DF_PROTOCOL' || code === 'DF_NOT_SUPPORTED' || code === 'DF_TOO_LARGE';
 }
 
 /**
@@ -116,9 +131,9 @@ export async function connectFirst(
       return await attempt(signal);
     } catch (error) {
       const left = end - performance.now();
-      if (signal.aborted || left <= 0) throw error;
+      if (signal.aborted || left <= 0 || isFinal(error)) throw error;
       await pause(Math.min(pauseMs, left), signal, { ref: true });
-      pauseMs = Math.min(pauseMs * 2, NBD_RECONNECT_PAUSE_MAX_MS);
+      pauseMs = nextPause(pauseMs);
     }
   }
 }

@@ -46,6 +46,9 @@ export class ClientRequest {
   readonly buffer: Buffer | undefined;
   readonly #settle: (error: BlockError | undefined) => void;
 
+  /** How often it was sent. */
+  attempts = 0;
+
   // Of the current attempt; a connection fills them.
   /** Slot and its use count: what the server echoes. */
   cookieLow = 0;
@@ -79,6 +82,7 @@ export class ClientRequest {
 
   /** Forgets what an earlier attempt brought. */
   restart(): void {
+    this.attempts++;
     this.error = undefined;
     this.errorChunks = 0;
     this.covered = this.command === NBD_CMD_READ ? new CoveredRanges() : undefined;

@@ -215,7 +215,7 @@ async function openSocket(address: SocketAddress, signal: AbortSignal): Promise<
   try {
     transport = new SocketTransport(address);
   } catch (error) {
-    throw fromSystemError(error, 'the address is not usable');
+    throw connectError(error, address);
   }
   await transport.connected(address, signal);
   return transport;

@@ -2,6 +2,7 @@
 /** One client through its phases: option phase, transmission, closing. Owns all that it holds. */
 import { NBD_TURN_BYTES } from '../../base/limits.js';
 import { type Logger, subjectLog } from '../../base/log.js';
+import type { BusyPoll } from './busy-poll.js';
 import { TrafficCounters } from './counters.js';
 import type { ExportClient, ExportRegistry, NbdExport } from './export.js';
 import { Inbox } from './inbox.js';
@@ -37,6 +38,7 @@ export interface ConnectionOptions {
   readonly transport: Transport;
   readonly exports: ExportRegistry;
   readonly budget: MemoryBudget;
+  readonly poll: BusyPoll;
   /** For the option phase; 0: unlimited. */
   readonly handshakeMaxMs: number;
   /** The connection is over and nothing of it is in flight. */
@@ -133,6 +135,7 @@ export class Connection implements TransportOwner, ExportClient {
       open = false;
     }
     if (!open) this.#hold();
+    else if (this.#transmission?.single === true) this.#options.poll.touch();
     return open;
   }
 

@@ -29,6 +29,7 @@ import {
   NBD_OPTION_UNSENT_MAX,
 } from '../../base/limits.js';
 import type { Logger } from '../../base/log.js';
+import { errorText } from './error-text.js';
 import type { ExportRegistry, NbdExport } from './export.js';
 import type { Inbox } from './inbox.js';
 import type { MetaContext } from './meta-contexts.js';
@@ -112,7 +113,7 @@ export class Negotiation {
       },
       message,
     );
-    this.reply(type, Buffer.from(message));
+    this.reply(type, errorText(message));
   }
 
   /** Sends bytes that are no option reply. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** READ: short ones beside other replies in the arena, long ones in their own buffer or in pieces. */
 import { NBD_CMD_FLAG_DF } from '../../../protocol/nbd/constants.js';
-import type { RequestHead } from '../../../protocol/nbd/transmission.js';
+import type { ReceivedRequest } from '../../../protocol/nbd/transmission.js';
 import { BUFFER_HEADROOM, type PooledBuffer } from '../../base/buffer-pool.js';
 import {
   KIB,
@@ -29,7 +29,7 @@ export interface ReadHost {
   readonly replies: Replies;
   pend(pending: Promise<void>, cost: number, done: () => void, failed: (e: unknown) => void): void;
   /** @param offset where it failed, when only a part of the request is meant */
-  fail(head: RequestHead, reason: unknown, offset?: number): void;
+  fail(head: ReceivedRequest, reason: unknown, offset?: number): void;
 }
 
 export class ReadRequests {
@@ -40,7 +40,7 @@ export class ReadRequests {
   }
 
   /** Executes a checked READ; the reply is queued now or later. `head` is not kept. */
-  execute(head: RequestHead): void {
+  execute(head: ReceivedRequest): void {
     const { length } = head;
     if (length === 0) this.#empty(head);
     else if (length <= NBD_JOINED_READ_MAX) this.#joined(head);
@@ -49,13 +49,13 @@ export class ReadRequests {
     } else this.#long({ ...head });
   }
 
-  #empty(head: RequestHead): void {
+  #empty(head: ReceivedRequest): void {
     const { replies } = this.#host;
     if (replies.form === REPLY_SIMPLE) replies.ok(head);
     else replies.none(head);
   }
 
-  #joined(head: RequestHead): void {
+  #joined(head: ReceivedRequest): void {
     const { outbox, replies, backend } = this.#host;
     const { length } = head;
     const size = replies.dataHead + length;
@@ -83,7 +83,7 @@ export class ReadRequests {
     }
   }
 
-  #joinLater(head: RequestHead, pending: Promise<void>, region: Region): void {
+  #joinLater(head: ReceivedRequest, pending: Promise<void>, region: Region): void {
     const { outbox, replies } = this.#host;
     const { buffer, start, size } = region;
     const content = { offset: head.offset, length: head.length, done: true };
@@ -103,7 +103,7 @@ export class ReadRequests {
   }
 
   /** One content chunk from a buffer of its own, of which one ownership is passed. */
-  #own(head: RequestHead, buffer: PooledBuffer): void {
+  #own(head: ReceivedRequest, buffer: PooledBuffer): void {
     let pending: void | Promise<void>;
     try {
       const target = buffer.bytes.subarray(BUFFER_HEADROOM, BUFFER_HEADROOM + head.length);
@@ -132,7 +132,7 @@ export class ReadRequests {
 
   /** Queues content that lies behind the headroom of `buffer`, as data or as a hole. */
   #send(
-    head: RequestHead,
+    head: ReceivedRequest,
     buffer: PooledBuffer,
     content: { offset: number; length: number; done: boolean },
   ): void {
@@ -149,7 +149,7 @@ export class ReadRequests {
   }
 
   /** What needs more memory than may be taken at once, or more than a piece. */
-  #long(head: RequestHead): void {
+  #long(head: ReceivedRequest): void {
     const whole = this.#host.replies.form === REPLY_SIMPLE || (head.flags & NBD_CMD_FLAG_DF) !== 0;
     const run = whole ? this.#whenAffordable(head) : this.#inPieces(head);
     const nothing = () => undefined;
@@ -158,7 +158,7 @@ export class ReadRequests {
     );
   }
 
-  async #whenAffordable(head: RequestHead): Promise<void> {
+  async #whenAffordable(head: ReceivedRequest): Promise<void> {
     const { backend, budget, outbox } = this.#host;
     const buffer = await budget.take(head.length + BUFFER_HEADROOM);
     try {
@@ -174,7 +174,7 @@ export class ReadRequests {
   }
 
   /** Chunk after chunk, as the client takes them. */
-  async #inPieces(head: RequestHead): Promise<void> {
+  async #inPieces(head: ReceivedRequest): Promise<void> {
     const { budget, outbox } = this.#host;
     const end = head.offset + head.length;
     let { offset } = head;
@@ -194,7 +194,7 @@ export class ReadRequests {
 
   /** Returns false when the piece failed, which ended the reply. */
   async #piece(
-    head: RequestHead,
+    head: ReceivedRequest,
     content: { offset: number; length: number; done: boolean },
   ): Promise<boolean> {
     const { backend, budget } = this.#host;

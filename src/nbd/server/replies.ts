@@ -25,15 +25,13 @@ import {
   NBD_OFFSET_HOLE,
   NBD_SIMPLE_REPLY,
   NBD_STRUCTURED_REPLY,
-  type RequestHead,
+  type ReceivedRequest,
   writeUint64,
 } from '../../../protocol/nbd/transmission.js';
 import { BlockError, ERROR_CODES } from '../../base/errors.js';
+import { errorText } from './error-text.js';
 import type { Outbox } from './outbox.js';
 import { REPLY_EXTENDED, REPLY_SIMPLE, type ReplyForm } from './session.js';
-
-/** Longest text in an error chunk, bytes; the specification allows 4096. */
-const ERROR_TEXT_MAX = 1024;
 
 /** A list of extents of one context, as [length, flags, length, flags ...]. */
 export interface StatusChunk {
@@ -57,7 +55,7 @@ export class Replies {
   }
 
   /** Success without a payload. */
-  ok(head: Readonly<RequestHead>): void {
+  ok(head: Readonly<ReceivedRequest>): void {
     const outbox = this.#outbox;
     if (this.form === REPLY_EXTENDED) {
       this.none(head);
@@ -69,7 +67,7 @@ export class Replies {
   }
 
   /** The last chunk of a reply whose content went before, or of an empty one. */
-  none(head: Readonly<RequestHead>): void {
+  none(head: Readonly<ReceivedRequest>): void {
     const at = this.#outbox.reserve(this.#chunkHead);
     this.#chunk(this.#outbox.arena.view, at, head, {
       flags: NBD_REPLY_FLAG_DONE,
@@ -84,7 +82,7 @@ export class Replies {
    * @param failure.offset where in the request it happened, if known
    */
   error(
-    head: Readonly<RequestHead>,
+    head: Readonly<ReceivedRequest>,
     failure: { error: number; message: string; offset?: number },
   ): void {
     const outbox = this.#outbox;
@@ -94,7 +92,7 @@ export class Replies {
       outbox.commit(NBD_SIMPLE_REPLY.size);
       return;
     }
-    const text = cutText(failure.message);
+    const text = errorText(failure.message);
     const tail = failure.offset === undefined ? 0 : 8;
     const length = NBD_ERROR_CHUNK.size + text.byteLength + tail;
     const at = outbox.reserve(this.#chunkHead + length);
@@ -118,7 +116,7 @@ export class Replies {
   encodeDataHead(
     view: DataView,
     at: number,
-    head: Readonly<RequestHead>,
+    head: Readonly<ReceivedRequest>,
     content: { offset: number; length: number; done: boolean },
   ): void {
     if (this.form === REPLY_SIMPLE) {
@@ -135,7 +133,7 @@ export class Replies {
 
   /** READ data that is all zero. Never in the simple form, never with DF unless it is the whole. */
   hole(
-    head: Readonly<RequestHead>,
+    head: Readonly<ReceivedRequest>,
     content: { offset: number; length: number; done: boolean },
   ): void {
     const outbox = this.#outbox;
@@ -153,7 +151,7 @@ export class Replies {
   }
 
   /** A chunk for each context; the last one ends the reply. */
-  blockStatus(head: Readonly<RequestHead>, chunks: readonly StatusChunk[]): void {
+  blockStatus(head: Readonly<ReceivedRequest>, chunks: readonly StatusChunk[]): void {
     const wide = this.form === REPLY_EXTENDED;
     for (const [index, { contextId, extents }] of chunks.entries()) {
       const count = extents.length / 2;
@@ -184,7 +182,7 @@ export class Replies {
   #chunk(
     view: DataView,
     at: number,
-    head: Readonly<RequestHead>,
+    head: Readonly<ReceivedRequest>,
     chunk: { flags: number; type: number; length: number },
   ): void {
     if (this.form === REPLY_EXTENDED) encodeExtendedReply(view, at, head, chunk);
@@ -205,13 +203,4 @@ export function failureOf(
   if (code === NBD_ENOTSUP && !options.fastZero) code = NBD_EINVAL;
   if (code === NBD_EOVERFLOW) code = NBD_EINVAL;
   return { error: code, message: error.message };
-}
-
-/** UTF-8 of at most ERROR_TEXT_MAX bytes, cut between characters. */
-function cutText(text: string): Buffer {
-  const bytes = Buffer.from(text);
-  if (bytes.byteLength <= ERROR_TEXT_MAX) return bytes;
-  let end = ERROR_TEXT_MAX;
-  while (end > 0 && ((bytes[end] ?? 0) & 0xc0) === 0x80) end--;
-  return bytes.subarray(0, end);
 }

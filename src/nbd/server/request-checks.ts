@@ -21,7 +21,7 @@ import {
   NBD_EOVERFLOW,
   NBD_EPERM,
 } from '../../../protocol/nbd/constants.js';
-import type { RequestHead } from '../../../protocol/nbd/transmission.js';
+import type { ReceivedRequest } from '../../../protocol/nbd/transmission.js';
 import { NBD_PAYLOAD_MAX } from '../../base/limits.js';
 import { REPLY_EXTENDED, REPLY_SIMPLE, type Session } from './session.js';
 
@@ -50,7 +50,7 @@ const LEGAL_FLAGS: readonly number[] = (() => {
  * @param head `length` is that of the effect, also where a payload said it
  * @returns undefined when the request may be executed
  */
-export function refuse(head: Readonly<RequestHead>, session: Session): Refusal | undefined {
+export function refuse(head: Readonly<ReceivedRequest>, session: Session): Refusal | undefined {
   const legal = LEGAL_FLAGS[head.type];
   if (legal === undefined) return invalid(head, 'is no command of this server');
   let illegal = head.flags & ~legal;
@@ -73,12 +73,12 @@ export function refuse(head: Readonly<RequestHead>, session: Session): Refusal |
   return refuseByCommand(head, session);
 }
 
-function refuseFlush(head: Readonly<RequestHead>): Refusal | undefined {
+function refuseFlush(head: Readonly<ReceivedRequest>): Refusal | undefined {
   if (head.offset === 0 && head.length === 0) return undefined;
   return invalid(head, 'takes no offset and no length');
 }
 
-function outOfRange(head: Readonly<RequestHead>, size: number): Refusal {
+function outOfRange(head: Readonly<ReceivedRequest>, size: number): Refusal {
   const grows = head.type === NBD_CMD_WRITE || head.type === NBD_CMD_WRITE_ZEROES;
   const range = `offset ${head.offset} and length ${head.length} reach past the size ${size}`;
   return {
@@ -87,9 +87,11 @@ function outOfRange(head: Readonly<RequestHead>, size: number): Refusal {
   };
 }
 
-function refuseByCommand(head: Readonly<RequestHead>, session: Session): Refusal | undefined {
-  if (head.type === NBD_CMD_READ && head.length > NBD_PAYLOAD_MAX) {
-    const message = `NBD_CMD_READ: length ${head.length} is above the limit ${NBD_PAYLOAD_MAX}`;
+function refuseByCommand(head: Readonly<ReceivedRequest>, session: Session): Refusal | undefined {
+  const bounded = head.type === NBD_CMD_READ || head.type === NBD_CMD_CACHE;
+  if (bounded && head.length > NBD_PAYLOAD_MAX) {
+    const command = commandName(head.type);
+    const message = `${command}: length ${head.length} is above the limit ${NBD_PAYLOAD_MAX}`;
     return { error: session.form === REPLY_SIMPLE ? NBD_EINVAL : NBD_EOVERFLOW, message };
   }
   if (head.type !== NBD_CMD_BLOCK_STATUS) return undefined;
@@ -98,6 +100,6 @@ function refuseByCommand(head: Readonly<RequestHead>, session: Session): Refusal
   return undefined;
 }
 
-function invalid(head: Readonly<RequestHead>, why: string): Refusal {
+function invalid(head: Readonly<ReceivedRequest>, why: string): Refusal {
   return { error: NBD_EINVAL, message: `${commandName(head.type)} ${why}` };
 }

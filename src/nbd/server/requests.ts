@@ -24,7 +24,7 @@ import {
   NBD_BLOCK_STATUS_PAYLOAD,
   NBD_EXTENDED_REQUEST,
   NBD_REQUEST,
-  type RequestHead,
+  type ReceivedRequest,
   readUint64,
 } from '../../../protocol/nbd/transmission.js';
 import { BlockError, toError } from '../../base/errors.js';
@@ -90,10 +90,11 @@ export class Transmission {
   #intoIntake = false;
   /** Payload bytes of a refused request that are still to come. */
   #skip = 0;
-  #skipped: { head: RequestHead; refusal: Refusal } | undefined;
+  #skipped: { head: ReceivedRequest; refusal: Refusal } | undefined;
   #inFlight = 0;
   #inFlightBytes = 0;
   #ended = false;
+  #turn = 0;
 
   constructor(session: Session, host: TransmissionHost) {
     this.#session = session;
@@ -136,6 +137,11 @@ export class Transmission {
     return full;
   }
 
+  /** True when the last `process` found one request, and nothing waits for the node. */
+  get single(): boolean {
+    return this.#turn === 1 && this.#inFlight === 0;
+  }
+
   /** True while limits hold requests up. */
   get held(): boolean {
     return this.#held();
@@ -146,7 +152,7 @@ export class Transmission {
    * @returns false when something holds requests up; `wake` or `yieldTurn` says when to go on
    */
   process(): boolean {
-    for (let turn = 0; ; turn++) {
+    for (this.#turn = 0; ; this.#turn++) {
       if (this.#ended || this.#held()) return false;
       if (this.#intake !== undefined) return true;
       if (this.#skip > 0 && !this.#skipPayload()) return true;
@@ -154,11 +160,11 @@ export class Transmission {
         this.#inbox.need = this.#headSize;
         return true;
       }
-      if (turn >= NBD_TURN_REQUESTS) {
+      if (this.#turn >= NBD_TURN_REQUESTS) {
         this.#host.yieldTurn();
         return false;
       }
-      if (!this.#next()) return true;
+      if (!this.#next()) return !this.#ended;
     }
   }
 
@@ -207,7 +213,7 @@ export class Transmission {
     return true;
   }
 
-  #execute(head: RequestHead): void {
+  #execute(head: ReceivedRequest): void {
     switch (head.type) {
       case NBD_CMD_READ:
         this.#count('reads');
@@ -237,7 +243,7 @@ export class Transmission {
     }
   }
 
-  #write(head: RequestHead): boolean {
+  #write(head: ReceivedRequest): boolean {
     const inbox = this.#inbox;
     const { length } = head;
     if (length > NBD_PAYLOAD_MAX) {
@@ -266,7 +272,7 @@ export class Transmission {
   }
 
   /** A write whose payload lies complete at the start of the inbox. */
-  #writeReceived(head: RequestHead): void {
+  #writeReceived(head: ReceivedRequest): void {
     const { buffer, start } = this.#inbox;
     const payload = buffer.bytes.subarray(start, start + head.length);
     this.#inbox.short = false;
@@ -299,21 +305,21 @@ export class Transmission {
     );
   }
 
-  writeEnded(head: RequestHead, failure: { reason: unknown } | undefined): void {
+  writeEnded(head: ReceivedRequest, failure: { reason: unknown } | undefined): void {
     this.#count('writes');
     this.#countBytes('writtenBytes', head.length);
     if (failure === undefined) this.replies.ok(head);
     else this.fail(head, failure.reason);
   }
 
-  #trim(head: RequestHead): void | Promise<void> {
+  #trim(head: ReceivedRequest): void | Promise<void> {
     if (head.length === 0) return;
     const pending = this.backend.discard(head.offset, head.length);
     if (!this.#fua(head)) return pending;
     return pending === undefined ? this.backend.flush() : pending.then(() => this.backend.flush());
   }
 
-  #writeZeroes(head: RequestHead): void | Promise<void> {
+  #writeZeroes(head: ReceivedRequest): void | Promise<void> {
     if (head.length === 0) return;
     const { flags } = head;
     const request =
@@ -339,7 +345,7 @@ export class Transmission {
     }
   }
 
-  #blockStatus(head: RequestHead, contexts: readonly MetaContext[]): void {
+  #blockStatus(head: ReceivedRequest, contexts: readonly MetaContext[]): void {
     this.#count('blockStatuses');
     const one = (head.flags & NBD_CMD_FLAG_REQ_ONE) !== 0;
     const query = { offset: head.offset, length: head.length, one };
@@ -365,7 +371,7 @@ export class Transmission {
   }
 
   /** Commands with a payload besides WRITE: BLOCK_STATUS of chosen contexts, and mistakes. */
-  #withPayload(head: RequestHead): boolean {
+  #withPayload(head: ReceivedRequest): boolean {
     const { contexts } = this.#session;
     const longest = NBD_BLOCK_STATUS_PAYLOAD.size + 4 * contexts.length;
     const { length } = head;
@@ -396,7 +402,7 @@ export class Transmission {
     return true;
   }
 
-  #chosenStatus(head: RequestHead, chosen: ReadonlySet<number>, count: number): void {
+  #chosenStatus(head: ReceivedRequest, chosen: ReadonlySet<number>, count: number): void {
     const contexts = this.#session.contexts.filter(({ id }) => chosen.has(id));
     const refusal = refuse(head, this.#session);
     if (refusal !== undefined) {
@@ -410,7 +416,7 @@ export class Transmission {
     }
   }
 
-  #refuseWithPayload(head: RequestHead, refusal: Refusal): boolean {
+  #refuseWithPayload(head: ReceivedRequest, refusal: Refusal): boolean {
     this.#inbox.consume(this.#headSize);
     this.#skip = head.length;
     this.#skipped = { head: { ...head }, refusal };
@@ -432,7 +438,7 @@ export class Transmission {
     return true;
   }
 
-  #refuse(head: RequestHead, refusal: Refusal): void {
+  #refuse(head: ReceivedRequest, refusal: Refusal): void {
     this.#count('errors');
     const { log } = this.#host;
     if (log.isLevelEnabled('debug')) {
@@ -442,7 +448,7 @@ export class Transmission {
   }
 
   /** Runs a command without a payload in either direction and replies. */
-  #run(head: RequestHead, operation: () => void | Promise<void>): void {
+  #run(head: ReceivedRequest, operation: () => void | Promise<void>): void {
     let pending: void | Promise<void>;
     try {
       pending = operation();
@@ -479,7 +485,7 @@ export class Transmission {
       });
   }
 
-  fail(head: RequestHead, reason: unknown, offset?: number): void {
+  fail(head: ReceivedRequest, reason: unknown, offset?: number): void {
     this.#count('errors');
     const fastZero =
       head.type === NBD_CMD_WRITE_ZEROES && (head.flags & NBD_CMD_FLAG_FAST_ZERO) !== 0;
@@ -492,7 +498,7 @@ export class Transmission {
     this.replies.error(head, offset === undefined ? failure : { ...failure, offset });
   }
 
-  #fua(head: RequestHead): boolean {
+  #fua(head: ReceivedRequest): boolean {
     return (head.flags & NBD_CMD_FLAG_FUA) !== 0 || this.#session.export.writethrough;
   }
 

@@ -6,10 +6,12 @@ import {
   NBD_BYTES_TOTAL_MAX,
   NBD_CONNECTIONS_DEFAULT,
   NBD_HANDSHAKE_SECONDS_DEFAULT,
+  NBD_POLL_WINDOW_MS,
   NBD_STALL_MAX_MS,
   NBD_STOP_GRACE_MS,
 } from '../../base/limits.js';
 import { rootLog } from '../../base/log.js';
+import { BusyPoll } from './busy-poll.js';
 import { Connection, type ConnectionInfo } from './connection.js';
 import { type ExportOptions, ExportRegistry, type NbdExport, type RemoveMode } from './export.js';
 import { type BoundAddress, type ListenAddress, type Listener, openListener } from './listener.js';
@@ -27,6 +29,8 @@ export interface NbdServerOptions {
   /** Payload memory of all connections, bytes. */
   readonly memoryMax?: number;
   readonly pool?: BufferPool;
+  /** How long the event loop stays awake behind a reply where requests come one by one; 0: never. */
+  readonly pollMicroseconds?: number;
 }
 
 export class NbdServer {
@@ -37,6 +41,7 @@ export class NbdServer {
   readonly #listeners: Listener[] = [];
   readonly #connections = new Map<number, Connection>();
   readonly #stallCheck: NodeJS.Timeout;
+  readonly #poll: BusyPoll;
   #nextId = 1;
   #accepted = 0;
   #rejected = 0;
@@ -48,6 +53,10 @@ export class NbdServer {
     this.#handshakeMaxMs = (options.handshakeMaxSeconds ?? NBD_HANDSHAKE_SECONDS_DEFAULT) * 1000;
     const pool = options.pool ?? new BufferPool();
     this.budget = new MemoryBudget(pool, options.memoryMax ?? NBD_BYTES_TOTAL_MAX);
+    const { pollMicroseconds } = options;
+    this.#poll = new BusyPoll(
+      pollMicroseconds === undefined ? NBD_POLL_WINDOW_MS : pollMicroseconds / 1000,
+    );
     this.#stallCheck = setInterval(() => this.#dropStalled(), STALL_CHECK_MS);
     this.#stallCheck.unref();
   }
@@ -116,6 +125,7 @@ export class NbdServer {
     if (this.#stopped) return;
     this.#stopped = true;
     clearInterval(this.#stallCheck);
+    this.#poll.stop();
     const listeners = this.#listeners.splice(0).map((listener) => listener.close());
     for (const connection of this.#connections.values()) connection.shutdown(graceMs);
     for (const exported of this.exports.all()) exported.retire({ drop: false });
@@ -140,6 +150,7 @@ export class NbdServer {
       transport,
       exports: this.exports,
       budget: this.budget,
+      poll: this.#poll,
       handshakeMaxMs: this.#handshakeMaxMs,
       onClosed: ({ id }) => this.#forget(id),
     });

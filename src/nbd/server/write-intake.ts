@@ -5,7 +5,7 @@
  * what it announced.
  */
 
-import type { RequestHead } from '../../../protocol/nbd/transmission.js';
+import type { ReceivedRequest } from '../../../protocol/nbd/transmission.js';
 import type { PooledBuffer } from '../../base/buffer-pool.js';
 import { REQ_FUA } from '../../block/block-driver.js';
 import type { ExportBackend } from './export.js';
@@ -22,12 +22,12 @@ export interface IntakeHost {
   /** Counts `pending` as in flight and calls exactly one of the two when it settles. */
   pend(pending: Promise<void>, cost: number, done: () => void, failed: (e: unknown) => void): void;
   /** All is received and written, or failed: time to reply. */
-  writeEnded(head: RequestHead, failure: { reason: unknown } | undefined): void;
+  writeEnded(head: ReceivedRequest, failure: { reason: unknown } | undefined): void;
 }
 
 export class WriteIntake {
   readonly #host: IntakeHost;
-  readonly #head: RequestHead;
+  readonly #head: ReceivedRequest;
   readonly #fua: boolean;
   /** Bytes of payload that no piece has been begun for. */
   #left: number;
@@ -40,7 +40,7 @@ export class WriteIntake {
   #failure: { reason: unknown } | undefined;
 
   /** @param head kept; `length` bytes of payload follow */
-  constructor(host: IntakeHost, head: RequestHead, options: { fua: boolean }) {
+  constructor(host: IntakeHost, head: ReceivedRequest, options: { fua: boolean }) {
     this.#host = host;
     this.#head = head;
     this.#fua = options.fua;

@@ -21,16 +21,11 @@ import {
   type TruncateOptions,
 } from '../../block-driver.js';
 import type { NodeOptions } from '../../node-options.js';
-import { PERM_ALL, PERM_RESIZE, type PermissionMask, type ShareMask } from '../../permissions.js';
+import { PERM_RESIZE, type PermissionMask, type ShareMask } from '../../permissions.js';
 import { DataExtentCache } from './data-extent-cache.js';
-import {
-  type AccessMode,
-  checkUnchanged,
-  descriptorOptions,
-  type FileOptions,
-  parseFileOptions,
-} from './file-options.js';
-import { type FileDriverName, ImageHandle } from './image-handle.js';
+import { checkUnchanged, parseFileOptions } from './file-options.js';
+import { ImageAccess } from './image-access.js';
+import type { FileDriverName } from './image-handle.js';
 import { resizeDevice, resizeFile } from './resize.js';
 import { ZeroRanges } from './zero-ranges.js';
 
@@ -47,40 +42,22 @@ const HOLE = STATUS_ZERO | STATUS_ALLOCATED | STATUS_OFFSET_VALID;
 
 class FileDriver implements BlockDriver {
   readonly features = FEATURES;
-  readonly #locking: 'used' | 'unused';
+  readonly #access: ImageAccess;
   readonly #zeroes: ZeroRanges;
   readonly #dataExtent = new DataExtentCache();
   #size: number;
-  /** What is in force. */
-  #handle: ImageHandle;
-  #mode: AccessMode;
-  #taken: PermissionMask = 0;
-  #shared: ShareMask = PERM_ALL;
-  /** What a reopen or a change of permissions has got ready. */
-  #nextHandle: ImageHandle | undefined;
-  #nextMode: AccessMode | undefined;
-  #nextPermissions: { taken: PermissionMask; shared: ShareMask } | undefined;
   /** The error of a flush that failed: pages it dropped can't be written again, so none succeeds later. */
   #lost: unknown;
-  /** Old handles that wait for what is in flight. */
-  readonly #retired = new Set<Promise<void>>();
 
   constructor(
     readonly name: FileDriverName,
+    readonly filename: string,
     readonly given: DriverOptions,
-    private readonly options: FileOptions,
-    state: { handle: ImageHandle; mode: AccessMode },
+    access: ImageAccess,
   ) {
-    const { handle, mode } = state;
-    this.#handle = handle;
-    this.#mode = mode;
-    this.#size = handle.size;
+    this.#access = access;
+    this.#size = access.handle.size;
     this.#zeroes = new ZeroRanges(name === 'host_device' ? 'device' : 'regular');
-    this.#locking = options.locking === 'off' ? 'unused' : 'used';
-  }
-
-  get filename(): string {
-    return this.options.filename;
   }
 
   get size(): number {
@@ -88,16 +65,16 @@ class FileDriver implements BlockDriver {
   }
 
   get limits(): BlockLimits {
-    return this.#handle.limits;
+    return this.#access.handle.limits;
   }
 
   read(offset: number, buffer: Buffer, _flags: RequestFlags): MaybePromise<void> {
-    return this.#handle.file.read(offset, buffer);
+    return this.#access.handle.file.read(offset, buffer);
   }
 
   write(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {
-    const durable = (flags & REQ_FUA) !== 0 && !this.#mode.noFlush;
-    const pending = this.#handle.file.write(offset, buffer, durable ? 'durable' : 'cached');
+    const durable = (flags & REQ_FUA) !== 0 && !this.#access.mode.noFlush;
+    const pending = this.#access.handle.file.write(offset, buffer, durable ? 'durable' : 'cached');
     const end = offset + buffer.byteLength;
     if (pending !== undefined) return pending.then(() => this.#grownTo(end));
     if (end > this.#size) this.#grownTo(end);
@@ -105,14 +82,14 @@ class FileDriver implements BlockDriver {
 
   /** Padding up to the alignment of direct I/O may also lie past the end; that is no growth. */
   #grownTo(end: number): void {
-    if (end > this.#size && (this.#taken & PERM_RESIZE) !== 0) this.#size = end;
+    if (end > this.#size && (this.#access.taken & PERM_RESIZE) !== 0) this.#size = end;
   }
 
   writeZeroes(offset: number, length: number, flags: RequestFlags): MaybePromise<void> {
     const end = offset + length;
     this.#dataExtent.forget(offset, length);
     if (end > this.#size) return this.#zeroAndGrow(offset, end, flags);
-    const pending = this.#zeroes.writeZeroes(this.#handle, offset, length, flags);
+    const pending = this.#zeroes.writeZeroes(this.#access.handle, offset, length, flags);
     if (pending === undefined && (flags & REQ_FUA) === 0) return;
     return this.#afterZeroing(pending, offset, length, flags);
   }
@@ -128,7 +105,7 @@ class FileDriver implements BlockDriver {
     } finally {
       this.#dataExtent.forget(offset, length);
     }
-    if ((flags & REQ_FUA) !== 0 && !this.#mode.noFlush) await this.flush();
+    if ((flags & REQ_FUA) !== 0 && !this.#access.mode.noFlush) await this.flush();
   }
 
   /**
@@ -137,16 +114,16 @@ class FileDriver implements BlockDriver {
    */
   async #zeroAndGrow(offset: number, end: number, flags: RequestFlags): Promise<void> {
     const inside = this.#size - offset;
-    if (inside > 0) await this.#zeroes.writeZeroes(this.#handle, offset, inside, flags);
+    if (inside > 0) await this.#zeroes.writeZeroes(this.#access.handle, offset, inside, flags);
     const last = Buffer.alloc(this.limits.requestAlignment);
-    await this.#handle.file.write(end - last.byteLength, last, 'cached');
+    await this.#access.handle.file.write(end - last.byteLength, last, 'cached');
     this.#grownTo(end);
     await this.#afterZeroing(undefined, offset, end - offset, flags);
   }
 
   discard(offset: number, length: number): MaybePromise<void> {
     this.#dataExtent.forget(offset, length);
-    const pending = this.#zeroes.discard(this.#handle, offset, length);
+    const pending = this.#zeroes.discard(this.#access.handle, offset, length);
     if (pending !== undefined) return this.#afterZeroing(pending, offset, length, 0);
   }
 
@@ -154,7 +131,7 @@ class FileDriver implements BlockDriver {
   async flush(): Promise<void> {
     if (this.#lost !== undefined) throw this.#lost;
     try {
-      await this.#handle.file.sync();
+      await this.#access.handle.file.sync();
     } catch (error) {
       this.#lost = error;
       throw error;
@@ -166,7 +143,7 @@ class FileDriver implements BlockDriver {
     if (known !== 0) return extentTo(known, { offset, length, data: true });
     const { generation } = this.#dataExtent;
     try {
-      const found = this.#handle.holes.find(offset);
+      const found = this.#access.handle.holes.find(offset);
       if (found instanceof Promise) {
         return found.then(
           (extent) => this.#found(extent, { offset, length, generation }),
@@ -188,7 +165,7 @@ class FileDriver implements BlockDriver {
   }
 
   async truncate(size: number, options: TruncateOptions): Promise<void> {
-    const handle = this.#handle;
+    const handle = this.#access.handle;
     if (this.name === 'host_device') {
       this.#size = deviceSize(handle.file);
       resizeDevice({ from: this.#size, to: size }, options);
@@ -199,110 +176,35 @@ class FileDriver implements BlockDriver {
     this.#size = size;
   }
 
-  preparePermissions(taken: PermissionMask, wanted: ShareMask): MaybePromise<void> {
-    const mode = this.#nextMode ?? this.#mode;
-    const shared = mode.forceShare ? PERM_ALL : wanted;
-    const pending = this.#prepareHandle(mode, taken);
-    if (pending === undefined) return this.#prepareLocks(taken, shared);
-    return pending.then(() => this.#prepareLocks(taken, shared));
+  preparePermissions(taken: PermissionMask, shared: ShareMask): MaybePromise<void> {
+    return this.#access.preparePermissions(taken, shared);
   }
 
   commitPermissions(): void {
-    if (this.#nextPermissions !== undefined) {
-      this.#taken = this.#nextPermissions.taken;
-      this.#shared = this.#nextPermissions.shared;
-      this.#nextPermissions = undefined;
-    }
-    this.#commitHandle();
-    if (this.#locking === 'used') this.#handle.locks.reduce(this.#held);
+    this.#access.commitPermissions();
   }
 
   abortPermissions(): void {
-    this.#nextPermissions = undefined;
-    if (this.#locking === 'used') this.#handle.locks.reduce(this.#held);
-    this.#dropNextHandle();
+    this.#access.abortPermissions();
   }
 
   /** @param options the node's new NodeOptions, from blockdev-reopen */
   async prepareReopen(options: unknown): Promise<void> {
-    const { given, cache, ...access } = options as NodeOptions;
+    const { given, cache, ...mode } = options as NodeOptions;
     checkUnchanged(this.given, given);
-    this.#nextMode = { ...access, direct: cache.direct, noFlush: cache.noFlush };
-    try {
-      await this.#prepareHandle(this.#nextMode, this.#taken);
-      if (this.#locking === 'used') this.#nextHandle?.locks.add(this.#held);
-    } catch (error) {
-      this.abortReopen();
-      throw error;
-    }
+    await this.#access.prepareMode({ ...mode, direct: cache.direct, noFlush: cache.noFlush });
   }
 
   commitReopen(): void {
-    if (this.#nextMode !== undefined) this.#mode = this.#nextMode;
-    this.#nextMode = undefined;
-    this.#commitHandle();
+    this.#access.commitMode();
   }
 
   abortReopen(): void {
-    this.#nextMode = undefined;
-    this.#dropNextHandle();
+    this.#access.abortMode();
   }
 
-  async close(): Promise<void> {
-    this.#dropNextHandle();
-    await this.#handle.file.close();
-    await Promise.all(this.#retired);
-  }
-
-  get #held(): { taken: PermissionMask; shared: ShareMask } {
-    return { taken: this.#taken, shared: this.#shared };
-  }
-
-  /** Opens another descriptor where the present one has not the access that is needed. */
-  #prepareHandle(mode: AccessMode, taken: PermissionMask): MaybePromise<void> {
-    const wanted = descriptorOptions(mode, taken);
-    if (this.#nextHandle?.matches(wanted)) return;
-    this.#dropNextHandle();
-    if (this.#handle.matches(wanted)) return;
-    return ImageHandle.open(this.name, this.filename, wanted).then((handle) => {
-      this.#nextHandle = handle;
-    });
-  }
-
-  /** On the old descriptor first, which sees the locks of others and not those of the new one. */
-  #prepareLocks(taken: PermissionMask, shared: ShareMask): void {
-    this.#nextPermissions = { taken, shared };
-    if (this.#locking === 'unused') return;
-    const before = this.#held;
-    const more = (taken & ~before.taken) !== 0 || (before.shared & ~shared) !== 0;
-    try {
-      if (more) {
-        this.#handle.locks.add({ taken: taken | before.taken, shared: shared & before.shared });
-        this.#handle.locks.check({ taken, shared });
-      }
-      this.#nextHandle?.locks.add({ taken, shared });
-    } catch (error) {
-      this.abortPermissions();
-      throw error;
-    }
-  }
-
-  #commitHandle(): void {
-    const next = this.#nextHandle;
-    if (next === undefined) return;
-    this.#nextHandle = undefined;
-    this.#retire(this.#handle);
-    this.#handle = next;
-  }
-
-  #dropNextHandle(): void {
-    if (this.#nextHandle !== undefined) this.#retire(this.#nextHandle);
-    this.#nextHandle = undefined;
-  }
-
-  #retire({ file }: ImageHandle): void {
-    const closed = file.close().finally(() => this.#retired.delete(closed));
-    this.#retired.add(closed);
+  close(): Promise<void> {
+    return this.#access.close();
   }
 }
 
@@ -328,16 +230,22 @@ async function open(
   given: DriverOptions,
   context: OpenContext,
 ): Promise<BlockDriver> {
-  const options = parseFileOptions(given);
-  const mode: AccessMode = {
-    readOnly: context.readOnly,
-    autoReadOnly: context.autoReadOnly,
-    forceShare: context.forceShare,
-    direct: context.cache.direct,
-    noFlush: context.cache.noFlush,
+  const { filename, locking } = parseFileOptions(given);
+  const { readOnly, autoReadOnly, forceShare, cache } = context;
+  const mode = {
+    readOnly,
+    autoReadOnly,
+    forceShare,
+    direct: cache.direct,
+    noFlush: cache.noFlush,
   };
-  const handle = await ImageHandle.open(name, options.filename, descriptorOptions(mode, 0));
-  return new FileDriver(name, given, options, { handle, mode });
+  const access = await ImageAccess.open({
+    driver: name,
+    path: filename,
+    mode,
+    locking: locking !== 'off',
+  });
+  return new FileDriver(name, filename, given, access);
 }
 
 export const fileDriver: DriverDefinition = {

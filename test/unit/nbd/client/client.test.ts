@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 import { expect, test } from 'vitest';
 import { BlockError } from '../../../../src/base/errors.js';
+import { NBD_CLIENT_REQUESTS_MAX } from '../../../../src/base/limits.js';
 import { NbdClient, type NbdClientOptions } from '../../../../src/nbd/client/client.js';
 import { bytes, FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
 import { type Scope, testScope } from '../../../support/temp.js';
@@ -226,6 +227,46 @@ test('asks for several meta contexts and keeps them apart', async () => {
     ],
     'qemu:dirty-bitmap:b0': [{ length: 512, flags: 1 }],
   });
+});
+
+test('keeps a bounded number of requests on the wire, the others wait', async () => {
+  const held: (() => void)[] = [];
+  const { peer, client } = await start({
+    onRequest: (connection, request) => {
+      held.push(() => connection.answer(request));
+      return true;
+    },
+  });
+  const reads = Array.from({ length: 300 }, (_, at) => client.read(at * 512, Buffer.alloc(512)));
+  await expect.poll(() => held.length).toBe(NBD_CLIENT_REQUESTS_MAX);
+  await client.blockStatuses(0, 512); // nothing negotiated, nothing sent
+  expect(peer.requests.length).toBe(NBD_CLIENT_REQUESTS_MAX);
+  while (peer.requests.length < 300 || held.length > 0) {
+    for (const answer of held.splice(0)) answer();
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  await Promise.all(reads);
+});
+
+test('lists exports, up to a bound', async () => {
+  const scope = testScope();
+  let length = 100;
+  const peer = await FakeNbdPeer.start(scope, {
+    onOption: (connection, option) => {
+      if (option !== 3) return false;
+      const name = Buffer.from('disk');
+      const entry = Buffer.concat([u32(4), name, Buffer.alloc(length, 'd')]);
+      for (let sent = 0; sent < 300; sent++) connection.optionReply(3, 2, entry);
+      connection.optionReply(3, 1);
+      return true;
+    },
+  });
+  const listed = await NbdClient.list({ address: peer.address });
+  expect(listed.length).toBe(300);
+  expect(listed[0]).toEqual({ name: 'disk', description: 'd'.repeat(100) });
+  length = 31_000;
+  const error = await failure(NbdClient.list({ address: peer.address }));
+  expect(error.message).toMatch(/more than 8388608 bytes of answer to NBD_OPT_LIST/);
 });
 
 test('close ends what is under way at once', async () => {

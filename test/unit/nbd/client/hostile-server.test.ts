@@ -36,7 +36,7 @@ describe('in the option phase', () => {
   const reply = (option: number, type: number, length: number): Buffer =>
     Buffer.concat([u64(0x3e889045565a9), u32(option), u32(type), u32(length)]);
   const onGo =
-    (...pieces: Buffer[]): FakePeerOptions['onOption'] =>
+    (...pieces: Buffer[]): NonNullable<FakePeerOptions['onOption']> =>
     (peer, option) => {
       if (option === 7) peer.send(...pieces);
       return option === 7;

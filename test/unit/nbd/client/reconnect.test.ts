@@ -3,9 +3,10 @@ import { expect, test } from 'vitest';
 import { BlockError } from '../../../../src/base/errors.js';
 import { NbdClient, type NbdClientOptions } from '../../../../src/nbd/client/client.js';
 import type { NbdClientEvent } from '../../../../src/nbd/client/pool.js';
-import { FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
+import { bytes, FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
 import { testScope } from '../../../support/temp.js';
 
+const { u16, u32, u64 } = bytes;
 const MULTI_CONN = 0xced | 0x100;
 
 async function start(options: FakePeerOptions, clientOptions: Partial<NbdClientOptions> = {}) {
@@ -57,7 +58,8 @@ test('a reply that was cut in the middle is read anew', async () => {
       onRequest: (connection, request) => {
         if (cut) return false;
         cut = true;
-        connection.chunk(request, 1, Buffer.alloc(8 + 50_000, 9), false);
+        const head = [u32(0x668e33ef), u16(1), u16(1), u64(request.cookie), u32(8 + 100_000)];
+        connection.send(...head, u64(0), Buffer.alloc(50_000, 9));
         connection.socket.end();
         return true;
       },
@@ -66,7 +68,7 @@ test('a reply that was cut in the middle is read anew', async () => {
   );
   peer.memory.fill(4);
   const buffer = Buffer.alloc(100_000);
-  await client.read(0, buffer).catch((error: unknown) => expect(error).toBe(undefined));
+  await client.read(0, buffer);
   expect(buffer.every((byte) => byte === 4)).toBe(true);
 });
 
@@ -142,6 +144,57 @@ test('a server that shuts down is waited for', async () => {
   );
   await client.write(0, Buffer.alloc(512));
   expect(events.map(({ type }) => type)).toEqual(['disconnected', 'reconnected']);
+});
+
+test('a server that is lost again before it answered was not back', async () => {
+  const { client, peer } = await start(
+    {
+      onRequest: (connection) => {
+        connection.socket.destroy();
+        return true;
+      },
+    },
+    { reconnectDelaySeconds: 0.5 },
+  );
+  const error = await failure(client.read(0, Buffer.alloc(512)));
+  expect(error.code).toBe('DF_DISCONNECTED');
+  expect(peer.requests.length).toBeLessThan(8);
+});
+
+test('a request under which connection after connection is lost fails alone', async () => {
+  const { client } = await start(
+    {
+      // What stands behind the bad request is answered, then the server falls.
+      onRequest: (connection, request) => {
+        if (request.offset === 512) return true;
+        connection.answer(request);
+        if (connection.requests.some(({ offset }) => offset === 512)) connection.socket.end();
+        return true;
+      },
+    },
+    { reconnectDelaySeconds: 60 },
+  );
+  const poisoned = failure(client.read(512, Buffer.alloc(512)));
+  let ended = false;
+  const others = (async () => {
+    while (!ended) await client.read(0, Buffer.alloc(512));
+  })();
+  const error = await poisoned;
+  ended = true;
+  await others;
+  expect(error.message).toMatch(/16 connections were lost during NBD_CMD_READ/);
+});
+
+test('a server that comes back without multi-conn gets one connection', async () => {
+  const options = { flags: MULTI_CONN };
+  const { client, peer, events } = await start(options, { connections: 4 });
+  await expect.poll(() => client.connectionCount).toBe(4);
+  await peer.stop();
+  Object.assign(peer, { flags: 0xced });
+  await peer.listen();
+  await expect.poll(() => events.at(-1)?.type, { timeout: 10_000 }).toBe('reconnected');
+  await Promise.all(Array.from({ length: 20 }, () => client.read(0, Buffer.alloc(512))));
+  expect(peer.connections.length).toBe(1);
 });
 
 test('another export in its place is the end', async () => {

@@ -18,12 +18,13 @@ const CHUNK = hex('668e33ef 0001 8001 1122334455667788 0000000f');
 const CHUNK_EXT = hex('6e8a278c 0001 0006 1122334455667788 0000001234567000 0000000000000018');
 const COOKIE = { cookieHigh: 0x11223344, cookieLow: 0x55667788 };
 const HEAD = { ...COOKIE, flags: 4, type: 0, offset: 0x1234567000, length: 4096 };
+const RECEIVED = { ...HEAD, offsetHigh: 0x12, offsetLow: 0x34567000 };
 
 describe('requests', () => {
   it('decodes a request in place', () => {
     const head = wire.emptyRequestHead();
     expect(wire.decodeRequest(behind(READ), AT, head)).toBe(true);
-    expect(head).toEqual(HEAD);
+    expect(head).toEqual(RECEIVED);
   });
 
   it('decodes an extended request in place', () => {
@@ -35,6 +36,8 @@ describe('requests', () => {
       cookieHigh: 0xffffffff,
       cookieLow: 1,
       offset: Number.MAX_SAFE_INTEGER,
+      offsetHigh: 0x1fffff,
+      offsetLow: 0xffffffff,
       length: 0x2_0000_0000,
     });
   });
@@ -85,7 +88,7 @@ describe('replies', () => {
     wire.encodeStructuredReply(viewOf(bytes), 0, COOKIE, { flags: 1, type: 0x8001, length: 15 });
     expect(bytes).toEqual(CHUNK);
     const extended = Buffer.alloc(32);
-    wire.encodeExtendedReply(viewOf(extended), 0, HEAD, { flags: 1, type: 6, length: 24 });
+    wire.encodeExtendedReply(viewOf(extended), 0, RECEIVED, { flags: 1, type: 6, length: 24 });
     expect(extended).toEqual(CHUNK_EXT);
   });
 

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT
+/** The servers that are compared, each started in the same way: one raw image, one export. */
+import { existsSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { connect, createServer } from 'node:net';
+import { basename, dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { run, start, stop } from './processes.js';
+
+export type Transport = 'unix' | 'tcp';
+export const TRANSPORTS: readonly Transport[] = ['unix', 'tcp'];
+
+const HOST = '127.0.0.1';
+const GREETING_BYTES = 18;
+const START_TIMEOUT_MS = 10_000;
+const RETRY_MS = 1;
+
+/** Where a server is to listen. */
+type Endpoint = { readonly path: string } | { readonly host: string; readonly port: number };
+interface Image {
+  /** Name of the export. */
+  readonly name: string;
+  readonly path: string;
+}
+interface Command {
+  readonly program: string;
+  readonly args: string[];
+}
+
+export interface ServerKind {
+  readonly name: string;
+  command(images: readonly Image[], endpoint: Endpoint): Command;
+  /** How to ask for its version. */
+  readonly version: Command;
+  /** One process serves several exports. */
+  readonly severalExports: boolean;
+}
+
+export interface RunningServer {
+  readonly pid: number;
+  /** Milliseconds from starting the process to its NBD greeting. */
+  readonly greetingMs: number;
+  uri(exportName: string): string;
+  stop(): Promise<void>;
+}
+
+/** Export of the one image in all cells but the cold-cache one. */
+export const EXPORT_NAME = 'disk';
+
+/** Options that diskferryd and qemu-storage-daemon share, word for word. */
+function storageDaemonArgs(images: readonly Image[], endpoint: Endpoint): string[] {
+  const address =
+    'path' in endpoint
+      ? `addr.type=unix,addr.path=${endpoint.path}`
+      : `addr.type=inet,addr.host=${endpoint.host},addr.port=${endpoint.port}`;
+  const nodes = images.flatMap(({ name, path }) => [
+    '--blockdev',
+    `driver=file,node-name=${name},filename=${path},discard=unmap`,
+  ]);
+  const exports = images.flatMap(({ name }) => [
+    '--export',
+    `type=nbd,id=export-${name},node-name=${name},name=${name},writable=on`,
+  ]);
+  return [...nodes, '--nbd-server', address, ...exports];
+}
+
+const LAUNCHER = fileURLToPath(new URL('../../src/daemon/launch.cjs', import.meta.url));
+
+export const SERVERS: readonly ServerKind[] = [
+  {
+    name: 'diskferryd',
+    command(images, endpoint) {
+      if (!existsSync(LAUNCHER)) throw new Error(`${LAUNCHER} is missing: run "npm run build"`);
+      return {
+        program: process.execPath,
+        args: [LAUNCHER, ...storageDaemonArgs(images, endpoint)],
+      };
+    },
+    version: { program: process.execPath, args: [LAUNCHER, '--version'] },
+    severalExports: true,
+  },
+  {
+    name: 'qemu-storage-daemon',
+    command: (images, endpoint) => ({
+      program: 'qemu-storage-daemon',
+      args: storageDaemonArgs(images, endpoint),
+    }),
+    version: { program: 'qemu-storage-daemon', args: ['--version'] },
+    severalExports: true,
+  },
+  {
+    name: 'qemu-nbd',
+    command([image], endpoint) {
+      const listen =
+        'path' in endpoint
+          ? ['-k', endpoint.path]
+          : ['-b', endpoint.host, '-p', `${endpoint.port}`];
+      const options = ['-f', 'raw', '-t', '-e', '32', '--discard=unmap', '-x', EXPORT_NAME];
+      return { program: 'qemu-nbd', args: [...options, ...listen, image?.path ?? ''] };
+    },
+    version: { program: 'qemu-nbd', args: ['--version'] },
+    severalExports: false,
+  },
+  {
+    name: 'nbdkit',
+    command(images, endpoint) {
+      const listen =
+        'path' in endpoint
+          ? ['-U', endpoint.path]
+          : ['-i', endpoint.host, '-p', `${endpoint.port}`];
+      const path = images[0]?.path ?? '';
+      // Several files are exports only as the files of one folder, under their own names.
+      const content = images.length === 1 ? `file=${path}` : `dir=${dirname(path)}`;
+      return { program: 'nbdkit', args: ['-f', ...listen, 'file', content] };
+    },
+    version: { program: 'nbdkit', args: ['--version'] },
+    severalExports: true,
+  },
+];
+
+/** First line that a server prints about its version. */
+export async function versionOf({ version }: ServerKind): Promise<string> {
+  return (await run(version.program, version.args)).split('\n')[0]?.trim() ?? '';
+}
+
+async function freePort(): Promise<number> {
+  const probe = createServer();
+  await new Promise<void>((resolve) => probe.listen(0, HOST, resolve));
+  const address = probe.address();
+  await new Promise((resolve) => probe.close(resolve));
+  if (address === null || typeof address === 'string') throw new Error('no free TCP port');
+  return address.port;
+}
+
+/** Resolves when an NBD greeting came, to true, or the connection ended without one, to false. */
+function greets(endpoint: Endpoint): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(endpoint);
+    let received = 0;
+    const end = (greeted: boolean): void => {
+      socket.destroy();
+      resolve(greeted);
+    };
+    socket.on('error', () => end(false));
+    socket.on('close', () => resolve(false));
+    socket.on('data', (chunk) => {
+      received += chunk.length;
+      if (received >= GREETING_BYTES) end(true);
+    });
+  });
+}
+
+/**
+ * Starts a server on images and waits until it greets a client.
+ * @param dir folder for the socket
+ */
+export async function startServer(
+  kind: ServerKind,
+  options: {
+    readonly images: readonly string[];
+    readonly transport: Transport;
+    readonly dir: string;
+  },
+): Promise<RunningServer> {
+  const images = options.images.map((path) => ({
+    name: options.images.length === 1 ? EXPORT_NAME : basename(path),
+    path,
+  }));
+  const path = join(options.dir, 'nbd.sock');
+  await rm(path, { force: true }); // what a server that was killed left behind
+  const endpoint = options.transport === 'unix' ? { path } : { host: HOST, port: await freePort() };
+  const { program, args } = kind.command(images, endpoint);
+  const begin = performance.now();
+  const child = start(program, args);
+  let said = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream?.on('data', (chunk: Buffer) => {
+      said = (said + chunk.toString()).slice(-2_000);
+    });
+  }
+  child.once('error', (error) => {
+    said += error.message;
+  });
+  while (!(await greets(endpoint))) {
+    const late = performance.now() - begin > START_TIMEOUT_MS;
+    if (late || child.pid === undefined || child.exitCode !== null) {
+      await stop(child);
+      throw new Error(`${kind.name} did not start: ${program} ${args.join(' ')}\n${said}`);
+    }
+    await sleep(RETRY_MS);
+  }
+  const greetingMs = performance.now() - begin;
+  return {
+    pid: child.pid ?? 0,
+    greetingMs,
+    uri: (name) =>
+      'path' in endpoint
+        ? `nbd+unix:///${name}?socket=${endpoint.path}`
+        : `nbd://${endpoint.host}:${endpoint.port}/${name}`,
+    stop: () => stop(child),
+  };
+}

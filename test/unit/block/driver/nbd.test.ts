@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT
+import { describe, expect, it } from 'vitest';
+import {
+  REQ_FUA,
+  REQ_MAY_UNMAP,
+  REQ_NO_FALLBACK,
+  STATUS_ALLOCATED,
+  STATUS_DATA,
+  STATUS_OFFSET_VALID,
+  STATUS_ZERO,
+} from '../../../../src/block/block-driver.js';
+import { nbdDefinition } from '../../../../src/block/driver/nbd.js';
+import { blockDriverSuite } from '../../../suite/block-driver.suite.js';
+import { bytes, FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
+import { Scope, testScope } from '../../../support/temp.js';
+import { localGraph, READER, type UsedNode, useNode } from './test-graph.js';
+
+const { u32 } = bytes;
+
+async function open(
+  scope: Scope,
+  peerOptions: FakePeerOptions = {},
+  options: Record<string, unknown> = {},
+): Promise<UsedNode & { peer: FakeNbdPeer }> {
+  const peer = await FakeNbdPeer.start(scope, peerOptions);
+  const graph = localGraph();
+  graph.drivers.register(nbdDefinition);
+  const server = { type: 'unix', path: peer.path };
+  const permissions = options['read-only'] || options['auto-read-only'] ? READER : undefined;
+  const used = await useNode({ driver: 'nbd', server, ...options }, permissions, graph);
+  return { ...used, peer };
+}
+
+blockDriverSuite(
+  'nbd with a server that can do all',
+  async (size) => {
+    const scope = new Scope();
+    const used = await open(scope, { size, replies: 'extended', contexts: ['base:allocation'] });
+    const close = async (): Promise<void> => {
+      await used.close();
+      await scope.close();
+    };
+    return { node: used.node, close };
+  },
+  { resizes: false },
+);
+
+blockDriverSuite(
+  'nbd with a server that wants blocks of 4 KiB, can do little, and takes 64 KiB at a time',
+  async (size) => {
+    const scope = new Scope();
+    const blockSizes = [4096, 4096, 65_536] as const;
+    const used = await open(scope, { size, flags: 1, replies: 'simple', blockSizes });
+    const close = async (): Promise<void> => {
+      await used.close();
+      await scope.close();
+    };
+    return { node: used.node, close };
+  },
+  { resizes: false },
+);
+
+describe('nbd', () => {
+  it('passes flags on', async () => {
+    const scope = testScope();
+    const { node, peer, close } = await open(scope, {}, { discard: 'unmap' });
+    await node.write(0, Buffer.alloc(512), REQ_FUA);
+    await node.writeZeroes(0, 4096);
+    await node.writeZeroes(0, 4096, REQ_MAY_UNMAP | REQ_FUA);
+    await node.writeZeroes(0, 4096, REQ_NO_FALLBACK);
+    await node.discard(0, 4096);
+    await node.flush();
+    await close();
+    expect(peer.requests.slice(0, 6).map(({ type, flags }) => [type, flags])).toEqual([
+      [1, 1],
+      [6, 2],
+      [6, 1],
+      [6, 0x12],
+      [4, 0],
+      [3, 0],
+    ]);
+  });
+
+  it('asks for an alignment of 512 where an old server tells nothing', async () => {
+    const scope = testScope();
+    const old = await open(scope, { replies: 'simple' });
+    expect(old.node.limits.requestAlignment).toBe(512);
+    await old.close();
+    const odd = await open(scope, { replies: 'simple', size: 1000 });
+    expect(odd.node.limits.requestAlignment).toBe(1);
+    await odd.close();
+  });
+
+  it('maps extents of base:allocation', async () => {
+    const scope = testScope();
+    const { node, close } = await open(scope, {
+      contexts: ['base:allocation'],
+      onRequest: (connection, request) => {
+        if (request.type === 7) {
+          const flags = u32(Math.floor(request.offset / 512));
+          connection.chunk(request, 5, Buffer.concat([u32(1), u32(512), flags]));
+        }
+        return request.type === 7;
+      },
+    });
+    const always = STATUS_ALLOCATED | STATUS_OFFSET_VALID;
+    const expected = [STATUS_DATA, 0, STATUS_DATA | STATUS_ZERO, STATUS_ZERO];
+    for (const [index, flags] of expected.entries()) {
+      const extent = await node.blockStatus(index * 512, 4096);
+      expect(extent).toEqual({ length: 512, flags: flags | always, hostOffset: index * 512 });
+    }
+    await close();
+  });
+
+  it('shows a dirty area as a hole with x-dirty-bitmap, as QEMU does', async () => {
+    const scope = testScope();
+    const name = 'qemu:dirty-bitmap:b0';
+    const { node, close } = await open(
+      scope,
+      {
+        contexts: [name],
+        onRequest: (connection, request) => {
+          if (request.type !== 7) return false;
+          connection.chunk(request, 5, Buffer.concat([u32(1), u32(65_536), u32(1)]));
+          return true;
+        },
+      },
+      { 'x-dirty-bitmap': name },
+    );
+    const extent = await node.blockStatus(0, 1 << 20);
+    expect(extent.length).toBe(65_536);
+    expect(extent.flags & (STATUS_DATA | STATUS_ZERO)).toBe(0);
+    await close();
+  });
+
+  it('refuses an x-dirty-bitmap that the server does not have', async () => {
+    const scope = testScope();
+    await expect(open(scope, {}, { 'x-dirty-bitmap': 'qemu:dirty-bitmap:b0' })).rejects.toThrow(
+      'requested x-dirty-bitmap qemu:dirty-bitmap:b0 not found',
+    );
+  });
+
+  it('refuses to write a read-only export unless auto-read-only is set', async () => {
+    const scope = testScope();
+    const flags = 0xcef;
+    await expect(open(scope, { flags })).rejects.toThrow('request for write access denied');
+    const reader = await open(scope, { flags }, { 'read-only': true });
+    expect(reader.node.readOnly).toBe(true);
+    await reader.close();
+    const auto = await open(scope, { flags }, { 'auto-read-only': true });
+    expect(auto.node.readOnly).toBe(true);
+    await auto.close();
+  });
+
+  it('shows its address as QEMU does', async () => {
+    const scope = testScope();
+    const { node, peer, close } = await open(scope, {}, { export: 'disk' });
+    expect(node.driver.filename).toBe(`nbd+unix:///disk?socket=${peer.path}`);
+    await close();
+  });
+
+  it('refuses ports and descriptors that are no numbers', async () => {
+    const graph = localGraph();
+    graph.drivers.register(nbdDefinition);
+    const refused = (server: Record<string, unknown>) =>
+      expect(useNode({ driver: 'nbd', server }, undefined, graph)).rejects;
+    await refused({ type: 'inet', host: 'h', port: 'x' }).toThrow("'x' is not a valid port number");
+    await refused({ type: 'inet', host: 'h', port: '70000' }).toThrow('valid port');
+    await refused({ type: 'fd', str: 'monitor' }).toThrow("'monitor' is not a valid fd number");
+  });
+
+  it('fails with what the server says', async () => {
+    const scope = testScope();
+    const { node, close } = await open(scope, {
+      onRequest: (connection, request) => {
+        if (request.type === 1) connection.simpleReply(request, 28);
+        return request.type === 1;
+      },
+    });
+    await expect(node.write(0, Buffer.alloc(512))).rejects.toMatchObject({ code: 'DF_NO_SPACE' });
+    await close();
+  });
+});
