@@ -25,3 +25,8 @@ export const systemClock: Clock = {
     return () => clearTimeout(timer);
   },
 };
+
+/** Milliseconds since 1970, for people; steps when the system's clock is set. */
+export function wallClockMs(): number {
+  return Date.now();
+}

@@ -5,7 +5,6 @@
  * lines, never holds up the daemon.
  */
 import { type DestinationStream, type Logger as PinoLogger, pino } from 'pino';
-import pretty from 'pino-pretty';
 import { LOG_BUFFER_MAX, LOG_FLUSH_MS } from './limits.js';
 
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
@@ -64,7 +63,7 @@ export function isLogLevel(text: string): text is LogLevel {
  * Makes a logger. The first argument of each call is an object with `event` (the name) and values,
  * the second a sentence: `logger.info({ event: 'nbd.connect', peer }, 'client connected')`.
  */
-export function createLog(options: LogOptions): Log {
+export async function createLog(options: LogOptions): Promise<Log> {
   const destination = pino.destination({
     dest: options.fd,
     sync: false,
@@ -75,7 +74,7 @@ export function createLog(options: LogOptions): Log {
   // EPIPE, ENOSPC: there is nobody to tell; the daemon's work matters more than its log.
   destination.on('error', () => undefined);
   const stream: DestinationStream =
-    options.format === 'json' ? destination : readable(destination, options.colour ?? false);
+    options.format === 'json' ? destination : await readable(destination, options.colour ?? false);
   const base = {
     level: options.level,
     base: null,
@@ -96,7 +95,12 @@ export function createLog(options: LogOptions): Log {
   };
 }
 
-function readable(destination: DestinationStream, colour: boolean): DestinationStream {
+async function readable(
+  destination: DestinationStream,
+  colour: boolean,
+): Promise<DestinationStream> {
+  // Loaded only when somebody looks: it costs a tenth of the start.
+  const { default: pretty } = await import('pino-pretty');
   const format = pretty.prettyFactory({
     colorize: colour,
     translateTime: 'SYS:HH:MM:ss.l',

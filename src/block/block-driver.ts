@@ -150,6 +150,11 @@ export interface BlockDriver {
   commitPermissions?(): void;
   abortPermissions?(): void;
 
+  /**
+   * Who waits for this node has given up: ends what only waits for a lost peer to come back.
+   * Requests that a living peer works on go on.
+   */
+  cancelInFlight?(): void;
   /** The graph is about to change: end what the driver holds back or does by itself (queued requests pass). */
   drainBegin?(): void;
   drainEnd?(): void;

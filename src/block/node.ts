@@ -304,6 +304,12 @@ export class BlockNode implements EdgeParent {
     if (this.inFlight.count > 0) return this.#settle();
   }
 
+  /** Ends what waits for a lost peer, here and below. @see BlockDriver.cancelInFlight */
+  cancelInFlight(): void {
+    this.#driver.cancelInFlight?.();
+    for (const edge of this.children.values()) edge.node.cancelInFlight();
+  }
+
   /** A child's size changed: sizes above follow. */
   childResized(): void {
     for (const edge of this.parents) edge.parent.childResized?.(edge);

@@ -57,7 +57,7 @@ async function background({ actions }: DaemonOptions): Promise<void> {
 }
 
 async function run(options: DaemonOptions, report: ReadinessReport | undefined): Promise<void> {
-  const log = createLog({
+  const log = await createLog({
     level: options.logLevel,
     format: process.stderr.isTTY === true ? 'text' : 'json',
     fd: 2,

@@ -78,6 +78,8 @@ export abstract class Job {
   }
   /** What `complete` does, for kinds that have it. */
   protected completeRequested?(): void;
+  /** The work is to end at once, also where it waits for a peer that is gone. */
+  protected brokenOff(): void {}
   /** Wakes the work when something it waits for by itself may have changed (cancel, pause, speed). */
   protected wakeUp(): void {}
 
@@ -197,7 +199,10 @@ export abstract class Job {
     if (['aborting', 'concluded', 'null'].includes(this.#state)) return;
     const breaksOff = force || this.cancelBreaksOff();
     this.#cancelRequested = true;
-    if (breaksOff) this.#forceCancelled = true;
+    if (breaksOff) {
+      this.#forceCancelled = true;
+      this.brokenOff();
+    }
     if (this.#userPaused) {
       this.#userPaused = false;
       this.unhold();

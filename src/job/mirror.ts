@@ -161,6 +161,10 @@ export class MirrorJob extends BlockJob {
     this.wakeUp();
   }
 
+  protected override brokenOff(): void {
+    this.target.cancelInFlight();
+  }
+
   protected override wakeUp(): void {
     this.#loop.wakeUp();
     this.#wakeReady?.();

@@ -103,6 +103,10 @@ export class NbdDriver implements BlockDriver {
     return { ...extent, flags: this.#statusFlags(extent.flags), hostOffset: offset };
   }
 
+  cancelInFlight(): void {
+    this.#client.cancelWaiting();
+  }
+
   close(): Promise<void> {
     return this.#client.close();
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** One client through its phases: option phase, transmission, closing. Owns all that it holds. */
+import { wallClockMs } from '../../base/clock.js';
 import { NBD_TURN_BYTES } from '../../base/limits.js';
 import { type Logger, subjectLog } from '../../base/log.js';
 import type { BusyPoll } from './busy-poll.js';
@@ -55,7 +56,7 @@ export class Connection implements TransportOwner, ExportClient {
   log: Logger;
   readonly #transport: Transport;
   readonly #options: ConnectionOptions;
-  readonly #since = Date.now();
+  readonly #since = wallClockMs();
   readonly #negotiation: Negotiation;
   #transmission: Transmission | undefined;
   #session: Session | undefined;
@@ -142,7 +143,7 @@ export class Connection implements TransportOwner, ExportClient {
   sent(): void {
     this.#blockedSince = undefined;
     this.outbox.sent();
-    if (this.outbox.blocked) this.#blockedSince = Date.now();
+    if (this.outbox.blocked) this.#blockedSince = performance.now();
     if (this.#paused || this.#inputEnded) this.wake();
   }
 
@@ -257,7 +258,7 @@ export class Connection implements TransportOwner, ExportClient {
 
   #flush(): void {
     this.outbox.flush();
-    if (this.outbox.blocked) this.#blockedSince ??= Date.now();
+    if (this.outbox.blocked) this.#blockedSince ??= performance.now();
   }
 
   /** Closes when all requests are answered and all replies are with the transport. */

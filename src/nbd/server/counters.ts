@@ -1,6 +1,17 @@
 // SPDX-License-Identifier: MIT
 /** What passed through a connection or an export; plain numbers, counted on every request. */
 
+export type RequestCounter =
+  | 'reads'
+  | 'writes'
+  | 'flushes'
+  | 'trims'
+  | 'caches'
+  | 'writeZeroes'
+  | 'blockStatuses'
+  | 'errors';
+export type ByteCounter = 'readBytes' | 'writtenBytes' | 'trimmedBytes' | 'zeroedBytes';
+
 export class TrafficCounters {
   reads = 0;
   writes = 0;

@@ -3,16 +3,10 @@
 import {
   commandName,
   NBD_CMD_BLOCK_STATUS,
-  NBD_CMD_CACHE,
   NBD_CMD_DISC,
   NBD_CMD_FLAG_FAST_ZERO,
-  NBD_CMD_FLAG_FUA,
-  NBD_CMD_FLAG_NO_HOLE,
   NBD_CMD_FLAG_PAYLOAD_LEN,
-  NBD_CMD_FLAG_REQ_ONE,
-  NBD_CMD_FLUSH,
   NBD_CMD_READ,
-  NBD_CMD_TRIM,
   NBD_CMD_WRITE,
   NBD_CMD_WRITE_ZEROES,
   NBD_EINVAL,
@@ -25,7 +19,6 @@ import {
   NBD_EXTENDED_REQUEST,
   NBD_REQUEST,
   type ReceivedRequest,
-  readUint64,
 } from '../../../protocol/nbd/transmission.js';
 import { BlockError, toError } from '../../base/errors.js';
 import {
@@ -33,31 +26,29 @@ import {
   NBD_BYTES_IN_FLIGHT_MAX,
   NBD_DIRECT_WRITE_MIN,
   NBD_PAYLOAD_MAX,
-  NBD_PIECE_MAX,
   NBD_REQUESTS_IN_FLIGHT_MAX,
   NBD_TURN_REQUESTS,
   NBD_UNSENT_BYTES_MAX,
 } from '../../base/limits.js';
 import type { Logger } from '../../base/log.js';
-import type { MaybePromise } from '../../base/maybe-promise.js';
-import { REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK, REQ_PREFETCH } from '../../block/block-driver.js';
-import type { TrafficCounters } from './counters.js';
+import { REQ_FUA } from '../../block/block-driver.js';
+import type { ByteCounter, RequestCounter, TrafficCounters } from './counters.js';
 import type { ExportBackend } from './export.js';
 import type { Inbox } from './inbox.js';
 import type { MemoryBudget } from './memory-budget.js';
-import type { MetaContext } from './meta-contexts.js';
 import type { Outbox } from './outbox.js';
+import { isFua, PlainCommands } from './plain-commands.js';
 import { ReadRequests } from './read-request.js';
-import { failureOf, Replies, type StatusChunk } from './replies.js';
+import { failureOf, Replies } from './replies.js';
 import { type Refusal, refuse } from './request-checks.js';
 import { REPLY_EXTENDED, type Session } from './session.js';
-import { walkStatus } from './status-walk.js';
+import { StatusRequests } from './status-request.js';
 import { WriteIntake } from './write-intake.js';
 
 /** A write of at least this length makes the next receive a short one, bytes. */
 const SHORT_RECEIVE_AFTER = 128 * 1024;
-/** Unsent bytes of one connection while memory is short. */
-const UNSENT_SCARCE_MAX = 1 * MIB;
+/** Bytes of one connection in flight and unsent while memory is short. */
+const HELD_SCARCE_MAX = 1 * MIB;
 
 /** What the transmission phase needs of its connection. */
 export interface TransmissionHost {
@@ -79,10 +70,12 @@ export class Transmission {
   readonly budget: MemoryBudget;
   readonly outbox: Outbox;
   readonly replies: Replies;
-  readonly #session: Session;
+  readonly session: Session;
   readonly #host: TransmissionHost;
   readonly #inbox: Inbox;
   readonly #reads: ReadRequests;
+  readonly #commands: PlainCommands;
+  readonly #statuses: StatusRequests;
   readonly #headSize: number;
   readonly #head = emptyRequestHead();
   #intake: WriteIntake | undefined;
@@ -97,7 +90,7 @@ export class Transmission {
   #turn = 0;
 
   constructor(session: Session, host: TransmissionHost) {
-    this.#session = session;
+    this.session = session;
     this.#host = host;
     this.backend = session.export.backend;
     this.budget = host.budget;
@@ -105,6 +98,8 @@ export class Transmission {
     this.#inbox = host.inbox;
     this.replies = new Replies(host.outbox, session.form);
     this.#reads = new ReadRequests(this);
+    this.#commands = new PlainCommands(this);
+    this.#statuses = new StatusRequests(this);
     this.#headSize = session.form === REPLY_EXTENDED ? NBD_EXTENDED_REQUEST.size : NBD_REQUEST.size;
   }
 
@@ -186,7 +181,7 @@ export class Transmission {
       this.#inFlight >= NBD_REQUESTS_IN_FLIGHT_MAX ||
       this.#inFlightBytes > NBD_BYTES_IN_FLIGHT_MAX ||
       unsentBytes > NBD_UNSENT_BYTES_MAX ||
-      (unsentBytes > UNSENT_SCARCE_MAX && this.budget.scarce)
+      (unsentBytes + this.#inFlightBytes > HELD_SCARCE_MAX && this.budget.scarce)
     );
   }
 
@@ -194,21 +189,21 @@ export class Transmission {
   #next(): boolean {
     const inbox = this.#inbox;
     const head = this.#head;
-    const decode = this.#session.form === REPLY_EXTENDED ? decodeExtendedRequest : decodeRequest;
+    const decode = this.session.form === REPLY_EXTENDED ? decodeExtendedRequest : decodeRequest;
     if (!decode(inbox.buffer.view, inbox.start, head)) {
       this.#host.drop('wrong magic in a request');
       return false;
     }
     if (head.type === NBD_CMD_WRITE) return this.#write(head);
     const payload = (head.flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0;
-    if (payload && this.#session.form === REPLY_EXTENDED) return this.#withPayload(head);
+    if (payload && this.session.form === REPLY_EXTENDED) return this.#withPayload(head);
     inbox.consume(this.#headSize);
     if (head.type === NBD_CMD_DISC) {
       this.#ended = true;
       return false;
     }
-    const refusal = refuse(head, this.#session);
-    if (refusal !== undefined) this.#refuse(head, refusal);
+    const refusal = refuse(head, this.session);
+    if (refusal !== undefined) this.refuse(head, refusal);
     else this.#execute(head);
     return true;
   }
@@ -216,30 +211,15 @@ export class Transmission {
   #execute(head: ReceivedRequest): void {
     switch (head.type) {
       case NBD_CMD_READ:
-        this.#count('reads');
-        this.#countBytes('readBytes', head.length);
+        this.count('reads');
+        this.countBytes('readBytes', head.length);
         this.#reads.execute(head);
         return;
-      case NBD_CMD_FLUSH:
-        this.#count('flushes');
-        this.#run(head, () => this.backend.flush());
-        return;
-      case NBD_CMD_TRIM:
-        this.#count('trims');
-        this.#countBytes('trimmedBytes', head.length);
-        this.#run(head, () => this.#trim(head));
-        return;
-      case NBD_CMD_CACHE:
-        this.#count('caches');
-        this.#run(head, () => this.#cache(head.offset, head.length));
-        return;
-      case NBD_CMD_WRITE_ZEROES:
-        this.#count('writeZeroes');
-        this.#countBytes('zeroedBytes', head.length);
-        this.#run(head, () => this.#writeZeroes(head));
+      case NBD_CMD_BLOCK_STATUS:
+        this.#statuses.execute(head);
         return;
       default:
-        this.#blockStatus(head, this.#session.contexts);
+        this.#commands.execute(head);
     }
   }
 
@@ -250,7 +230,7 @@ export class Transmission {
       this.#host.drop(`NBD_CMD_WRITE of ${length} bytes is above the limit ${NBD_PAYLOAD_MAX}`);
       return false;
     }
-    const refusal = refuse(head, this.#session);
+    const refusal = refuse(head, this.session);
     if (refusal !== undefined) return this.#refuseWithPayload(head, refusal);
     const whole = this.#headSize + length;
     if (inbox.unread >= whole) {
@@ -265,7 +245,7 @@ export class Transmission {
     }
     inbox.consume(this.#headSize);
     inbox.short = length >= SHORT_RECEIVE_AFTER;
-    const intake = new WriteIntake(this, { ...head }, { fua: this.#fua(head) });
+    const intake = new WriteIntake(this, { ...head }, { fua: isFua(head, this.session) });
     intake.feed(inbox);
     this.#intake = intake;
     return false;
@@ -282,7 +262,7 @@ export class Transmission {
     }
     let pending: void | Promise<void>;
     try {
-      pending = this.backend.write(head.offset, payload, this.#fua(head) ? REQ_FUA : 0);
+      pending = this.backend.write(head.offset, payload, isFua(head, this.session) ? REQ_FUA : 0);
     } catch (reason) {
       this.writeEnded(head, { reason });
       return;
@@ -306,73 +286,15 @@ export class Transmission {
   }
 
   writeEnded(head: ReceivedRequest, failure: { reason: unknown } | undefined): void {
-    this.#count('writes');
-    this.#countBytes('writtenBytes', head.length);
+    this.count('writes');
+    this.countBytes('writtenBytes', head.length);
     if (failure === undefined) this.replies.ok(head);
     else this.fail(head, failure.reason);
   }
 
-  #trim(head: ReceivedRequest): void | Promise<void> {
-    if (head.length === 0) return;
-    const pending = this.backend.discard(head.offset, head.length);
-    if (!this.#fua(head)) return pending;
-    return pending === undefined ? this.backend.flush() : pending.then(() => this.backend.flush());
-  }
-
-  #writeZeroes(head: ReceivedRequest): void | Promise<void> {
-    if (head.length === 0) return;
-    const { flags } = head;
-    const request =
-      (this.#fua(head) ? REQ_FUA : 0) |
-      ((flags & NBD_CMD_FLAG_NO_HOLE) === 0 ? REQ_MAY_UNMAP : 0) |
-      ((flags & NBD_CMD_FLAG_FAST_ZERO) !== 0 ? REQ_NO_FALLBACK : 0);
-    return this.backend.writeZeroes(head.offset, head.length, request);
-  }
-
-  /** Brings the range close, piece by piece, through a buffer that nobody looks at. */
-  async #cache(offset: number, length: number): Promise<void> {
-    const end = offset + length;
-    for (let at = offset; at < end && !this.outbox.closed; ) {
-      const size = Math.min(this.budget.pieceMax, end - at, NBD_PIECE_MAX);
-      const scratch = this.budget.pool.take(size);
-      try {
-        await this.backend.read(at, scratch.bytes.subarray(0, size), REQ_PREFETCH);
-      } finally {
-        scratch.release();
-      }
-      at += size;
-      await new Promise<void>((resolve) => setImmediate(resolve));
-    }
-  }
-
-  #blockStatus(head: ReceivedRequest, contexts: readonly MetaContext[]): void {
-    this.#count('blockStatuses');
-    const one = (head.flags & NBD_CMD_FLAG_REQ_ONE) !== 0;
-    const query = { offset: head.offset, length: head.length, one };
-    let chunks: MaybePromise<StatusChunk[]>;
-    try {
-      chunks = walkStatus(this.backend, contexts, query);
-    } catch (reason) {
-      this.fail(head, reason);
-      return;
-    }
-    if (!(chunks instanceof Promise)) {
-      this.replies.blockStatus(head, chunks);
-      return;
-    }
-    const kept = { ...head };
-    const replied = chunks.then((value) => this.replies.blockStatus(kept, value));
-    this.pend(
-      replied,
-      0,
-      () => undefined,
-      (reason) => this.fail(kept, reason),
-    );
-  }
-
   /** Commands with a payload besides WRITE: BLOCK_STATUS of chosen contexts, and mistakes. */
   #withPayload(head: ReceivedRequest): boolean {
-    const { contexts } = this.#session;
+    const { contexts } = this.session;
     const longest = NBD_BLOCK_STATUS_PAYLOAD.size + 4 * contexts.length;
     const { length } = head;
     if (length > NBD_PAYLOAD_MAX) {
@@ -393,27 +315,8 @@ export class Transmission {
     const { view } = inbox.buffer;
     const at = inbox.start;
     inbox.consume(length);
-    const chosen = new Set<number>();
-    for (let slot = NBD_BLOCK_STATUS_PAYLOAD.size; slot < length; slot += 4) {
-      chosen.add(view.getUint32(at + slot));
-    }
-    const asked = { ...head, length: readUint64(view, at) };
-    this.#chosenStatus(asked, chosen, (length - NBD_BLOCK_STATUS_PAYLOAD.size) / 4);
+    this.#statuses.executeChosen(head, view, at);
     return true;
-  }
-
-  #chosenStatus(head: ReceivedRequest, chosen: ReadonlySet<number>, count: number): void {
-    const contexts = this.#session.contexts.filter(({ id }) => chosen.has(id));
-    const refusal = refuse(head, this.#session);
-    if (refusal !== undefined) {
-      this.#refuse(head, refusal);
-    } else if (contexts.length === 0 || contexts.length !== count) {
-      const message =
-        'NBD_CMD_BLOCK_STATUS names a context that was not negotiated, or none, or one twice';
-      this.#refuse(head, { error: NBD_EINVAL, message });
-    } else {
-      this.#blockStatus(head, contexts);
-    }
   }
 
   #refuseWithPayload(head: ReceivedRequest, refusal: Refusal): boolean {
@@ -434,12 +337,12 @@ export class Transmission {
     }
     const skipped = this.#skipped;
     this.#skipped = undefined;
-    if (skipped !== undefined) this.#refuse(skipped.head, skipped.refusal);
+    if (skipped !== undefined) this.refuse(skipped.head, skipped.refusal);
     return true;
   }
 
-  #refuse(head: ReceivedRequest, refusal: Refusal): void {
-    this.#count('errors');
+  refuse(head: ReceivedRequest, refusal: Refusal): void {
+    this.count('errors');
     const { log } = this.#host;
     if (log.isLevelEnabled('debug')) {
       log.debug({ event: 'nbd.refuse', error: refusal.error }, refusal.message);
@@ -447,46 +350,29 @@ export class Transmission {
     this.replies.error(head, refusal);
   }
 
-  /** Runs a command without a payload in either direction and replies. */
-  #run(head: ReceivedRequest, operation: () => void | Promise<void>): void {
-    let pending: void | Promise<void>;
-    try {
-      pending = operation();
-    } catch (reason) {
-      this.fail(head, reason);
-      return;
-    }
-    if (pending === undefined) {
-      this.replies.ok(head);
-      return;
-    }
-    const kept = { ...head };
-    this.pend(
-      pending,
-      0,
-      () => this.replies.ok(kept),
-      (reason) => this.fail(kept, reason),
-    );
-  }
-
   pend(pending: Promise<void>, cost: number, done: () => void, failed: (e: unknown) => void): void {
     this.#inFlight++;
     this.#inFlightBytes += cost;
-    pending
-      .then(done, failed)
-      .catch((error: unknown) => {
-        this.#host.log.error({ event: 'nbd.bug', error }, 'a reply could not be built');
-        this.#host.drop('internal error');
-      })
-      .finally(() => {
-        this.#inFlight--;
-        this.#inFlightBytes -= cost;
-        this.#host.wake();
-      });
+    pending.then(
+      () => this.#settled(cost, done),
+      (reason: unknown) => this.#settled(cost, () => failed(reason)),
+    );
+  }
+
+  #settled(cost: number, reply: () => void): void {
+    try {
+      reply();
+    } catch (error) {
+      this.#host.log.error({ event: 'nbd.bug', error }, 'a reply could not be built');
+      this.#host.drop('internal error');
+    }
+    this.#inFlight--;
+    this.#inFlightBytes -= cost;
+    this.#host.wake();
   }
 
   fail(head: ReceivedRequest, reason: unknown, offset?: number): void {
-    this.#count('errors');
+    this.count('errors');
     const fastZero =
       head.type === NBD_CMD_WRITE_ZEROES && (head.flags & NBD_CMD_FLAG_FAST_ZERO) !== 0;
     const failure = failureOf(reason, { fastZero });
@@ -498,30 +384,13 @@ export class Transmission {
     this.replies.error(head, offset === undefined ? failure : { ...failure, offset });
   }
 
-  #fua(head: ReceivedRequest): boolean {
-    return (head.flags & NBD_CMD_FLAG_FUA) !== 0 || this.#session.export.writethrough;
-  }
-
-  #count(
-    what:
-      | 'reads'
-      | 'writes'
-      | 'flushes'
-      | 'trims'
-      | 'caches'
-      | 'writeZeroes'
-      | 'blockStatuses'
-      | 'errors',
-  ): void {
+  count(what: RequestCounter): void {
     this.#host.counters[what]++;
-    this.#session.export.counters[what]++;
+    this.session.export.counters[what]++;
   }
 
-  #countBytes(
-    what: 'readBytes' | 'writtenBytes' | 'trimmedBytes' | 'zeroedBytes',
-    length: number,
-  ): void {
+  countBytes(what: ByteCounter, length: number): void {
     this.#host.counters[what] += length;
-    this.#session.export.counters[what] += length;
+    this.session.export.counters[what] += length;
   }
 }

@@ -174,7 +174,7 @@ export class NbdServer {
   /** Who holds memory without taking it must not keep it from those who wait for some. */
   #dropStalled(): void {
     if (this.budget.waiting === 0) return;
-    const now = Date.now();
+    const now = performance.now();
     for (const connection of this.#connections.values()) {
       if (connection.stalledFor(now) > NBD_STALL_MAX_MS) {
         connection.drop('does not take its replies while others wait for memory');

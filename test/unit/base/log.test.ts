@@ -21,11 +21,11 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 async function lines(
   format: 'json' | 'text',
   level: LogLevel,
-  write: (log: ReturnType<typeof createLog>) => void,
+  write: (log: Awaited<ReturnType<typeof createLog>>) => void,
 ): Promise<string[]> {
   const path = join(folder, 'log');
   const fd = openSync(path, 'w');
-  const log = createLog({ fd, format, level });
+  const log = await createLog({ fd, format, level });
   write(log);
   await log.flush();
   closeSync(fd);
@@ -59,10 +59,10 @@ describe('log', () => {
     expect(line).toBe('');
   });
 
-  it('is silent in this process until it is set', () => {
+  it('is silent in this process until it is set', async () => {
     expect(rootLog().level).toBe('silent');
     const before = rootLog();
-    const { logger } = createLog({ fd: 2, format: 'json', level: 'fatal' });
+    const { logger } = await createLog({ fd: 2, format: 'json', level: 'fatal' });
     setRootLog(logger);
     expect(rootLog()).toBe(logger);
     setRootLog(before);

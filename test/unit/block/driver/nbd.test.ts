@@ -10,7 +10,7 @@ import {
   STATUS_ZERO,
 } from '../../../../src/block/block-driver.js';
 import { nbdDefinition } from '../../../../src/block/driver/nbd.js';
-import { blockDriverSuite } from '../../../suite/block-driver.suite.js';
+import { blockDriverSuite, type SuiteNode } from '../../../suite/block-driver.suite.js';
 import { bytes, FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
 import { Scope, testScope } from '../../../support/temp.js';
 import { localGraph, READER, type UsedNode, useNode } from './test-graph.js';
@@ -31,34 +31,29 @@ async function open(
   return { ...used, peer };
 }
 
-blockDriverSuite(
-  'nbd with a server that can do all',
-  async (size) => {
-    const scope = new Scope();
-    const used = await open(scope, { size, replies: 'extended', contexts: ['base:allocation'] });
-    const close = async (): Promise<void> => {
-      await used.close();
-      await scope.close();
-    };
-    return { node: used.node, close };
-  },
-  { resizes: false },
-);
+/** An empty node over a fake server, for the suite. */
+async function suiteNode(options: FakePeerOptions): Promise<SuiteNode> {
+  const scope = new Scope();
+  const used = await open(scope, options);
+  const close = async (): Promise<void> => {
+    await used.close();
+    await scope.close();
+  };
+  return { node: used.node, close };
+}
 
-blockDriverSuite(
-  'nbd with a server that wants blocks of 4 KiB, can do little, and takes 64 KiB at a time',
-  async (size) => {
-    const scope = new Scope();
-    const blockSizes = [4096, 4096, 65_536] as const;
-    const used = await open(scope, { size, flags: 1, replies: 'simple', blockSizes });
-    const close = async (): Promise<void> => {
-      await used.close();
-      await scope.close();
-    };
-    return { node: used.node, close };
-  },
-  { resizes: false },
-);
+const CONTEXTS = ['base:allocation'];
+const FIXED = { resizes: false };
+const able = (size: number) => suiteNode({ size, replies: 'extended', contexts: CONTEXTS });
+blockDriverSuite('nbd with a server that can do all', able, FIXED);
+
+const plain = (size: number) => suiteNode({ size, contexts: CONTEXTS });
+blockDriverSuite('nbd with structured replies', plain, FIXED);
+
+const BLOCK_SIZES = [4096, 4096, 65_536] as const;
+const poor = (size: number) =>
+  suiteNode({ size, flags: 1, replies: 'simple', blockSizes: BLOCK_SIZES });
+blockDriverSuite('nbd with a server of large blocks that can do little', poor, FIXED);
 
 describe('nbd', () => {
   it('passes flags on', async () => {

@@ -12,8 +12,12 @@ class HeldTransport implements Transport {
   write(pieces: readonly Uint8Array[], done: () => void): void {
     this.writes.push({ pieces, done });
   }
-  end(): void {}
-  destroy(): void {}
+  end(): void {
+    this.writes.length = 0;
+  }
+  destroy(): void {
+    this.writes.length = 0;
+  }
 }
 
 function writeRequest(length: number): ClientRequest {

@@ -2,6 +2,7 @@
 import { createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { load } from 'koffi';
 import { describe, expect, it } from 'vitest';
 import { WebSocket } from 'ws';
 import { KIB } from '../../../../src/base/limits.js';
@@ -64,12 +65,13 @@ describe('listeners', () => {
     const { scope, server } = await serve();
     const opened = createServer();
     await new Promise<void>((resolve) => opened.listen(0, '127.0.0.1', resolve));
-    const { fd } = (opened as Server & { _handle: { fd: number } })._handle;
+    const { fd: original } = (opened as Server & { _handle: { fd: number } })._handle;
+    const fd = load('libc.so.6').func('int dup(int)')(original) as number;
+    await new Promise((resolve) => opened.close(resolve));
     const address = await server.listen({ type: 'fd', fd });
     if (address.type !== 'inet') throw new Error('not TCP');
     const raw = await RawNbd.handshake(scope, { host: '127.0.0.1', port: address.port });
     await raw.go('disk');
-    scope.defer(() => opened.close());
   });
 });
 
