@@ -74,6 +74,8 @@ export class BlockNode implements EdgeParent {
   #driver: BlockDriver = CLOSED_DRIVER;
   #quiesceCount = 0;
   #alignMask = 0;
+  /** Size that those above know of, bytes. */
+  #notedSize = 0;
   #maxTransfer = Number.POSITIVE_INFINITY;
   #detectZeroes = false;
   #writeGeneration = 0;
@@ -88,6 +90,7 @@ export class BlockNode implements EdgeParent {
   /** The driver is open: requests may come. Called by the graph, once. */
   start(driver: BlockDriver): void {
     this.#driver = driver;
+    this.#notedSize = driver.size;
     this.refreshLimits();
   }
 
@@ -258,6 +261,7 @@ export class BlockNode implements EdgeParent {
       throw new BlockError('DF_NOT_SUPPORTED', 'Image format driver does not support resize');
     }
     await this.#driver.truncate(size, options);
+    this.#notedSize = this.size;
     this.#writeGeneration++;
     const bitmaps = new Set([...this.bitmaps.values(), ...this.trackers]);
     for (const bitmap of bitmaps) bitmap.resize(this.size);
@@ -383,12 +387,21 @@ export class BlockNode implements EdgeParent {
 
   #wrote(offset: number, length: number): void {
     this.#writeGeneration++;
+    if (offset + length > this.#notedSize) this.#noteSize();
     for (const bitmap of this.trackers) bitmap.setDirty(offset, length);
     const threshold = this.writeThreshold;
     if (threshold !== 0 && offset + length > threshold) {
       this.writeThreshold = 0;
       this.observer?.writeThresholdExceeded(this, offset + length - threshold, threshold);
     }
+  }
+
+  /** A write has grown the node: who is above learns it. */
+  #noteSize(): void {
+    const { size } = this;
+    if (size <= this.#notedSize) return;
+    this.#notedSize = size;
+    this.childResized();
   }
 
   #checkWrite(op: string, offset: number, length: number): void {

@@ -135,7 +135,6 @@ export function driverOptions(
 
 export function openContext(node: BlockNode, signal: AbortSignal): OpenContext {
   const { options } = node;
-  const children: Readonly<Record<string, ChildEdge>> = Object.fromEntries(node.children);
   return {
     nodeName: node.name,
     readOnly: options.readOnly,
@@ -143,9 +142,12 @@ export function openContext(node: BlockNode, signal: AbortSignal): OpenContext {
     forceShare: options.forceShare,
     cache: options.cache,
     discard: options.discard,
-    children,
+    get children(): Readonly<Record<string, ChildEdge>> {
+      return Object.fromEntries(node.children);
+    },
     child(key) {
-      const edge = children[key];
+      // Asked again after a reopen, which may have given another child.
+      const edge = node.children.get(key);
       if (edge === undefined) throw new Error(`node '${node.name}' has no child '${key}'`);
       return edge;
     },

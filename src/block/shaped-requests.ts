@@ -3,6 +3,7 @@
  * Requests that don't fit their driver as they are: unaligned ones are padded (read-modify-write
  * under the range lock), long ones are split, FUA and zeroes are made of what the driver has.
  */
+import { alignDown, alignUp } from '../base/byte-range.js';
 import { BlockError } from '../base/errors.js';
 import { ZERO_BUFFER_LENGTH } from '../base/limits.js';
 import { isPromise, type MaybePromise } from '../base/maybe-promise.js';
@@ -17,10 +18,6 @@ import type { BlockNode } from './node.js';
 import { PERM_WRITE, PERM_WRITE_UNCHANGED } from './permissions.js';
 
 const ZEROES = Buffer.alloc(ZERO_BUFFER_LENGTH);
-
-const alignDown = (value: number, alignment: number): number => value - (value % alignment);
-const alignUp = (value: number, alignment: number): number =>
-  alignDown(value + alignment - 1, alignment);
 
 /** Longest transfer of the driver that keeps to its alignment, bytes; Infinity when it has no limit. */
 function transferMax(node: BlockNode): number {

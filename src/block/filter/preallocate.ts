@@ -3,6 +3,7 @@
  * Filter between a format and its file: lets the file grow in large zeroed steps instead of with each
  * write, and cuts off what was not needed. @see qapi BlockdevOptionsPreallocate
  */
+import { alignUp } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
 import { MIB } from '../../base/limits.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
@@ -59,9 +60,6 @@ function parseOptions(options: DriverOptions, child: ChildEdge): PreallocateOpti
 }
 
 const invalid = (message: string): BlockError => new BlockError('DF_INVALID', message);
-const alignUp = (value: number, alignment: number): number =>
-  Math.ceil(value / alignment) * alignment;
-
 class PreallocateDriver extends PassThroughDriver {
   #options: PreallocateOptions;
   #nextOptions: PreallocateOptions | undefined;

@@ -15,6 +15,7 @@ import {
   NBD_CMD_WRITE_ZEROES,
   NBD_META_BASE_ALLOCATION,
 } from '../../../protocol/nbd/constants.js';
+import { alignDown } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
 import {
   NBD_CLIENT_CONNECTIONS_MAX,
@@ -376,10 +377,6 @@ async function allEnded(parts: readonly Promise<void>[]): Promise<void> {
 function isTooLarge(error: unknown): boolean {
   if (!(error instanceof BlockError)) return false;
   return error.code === 'DF_TOO_LARGE' || error.code === 'DF_INVALID';
-}
-
-function alignDown(value: number, alignment: number): number {
-  return value - (value % alignment);
 }
 
 function checkedName(name: string, what: string): string {
