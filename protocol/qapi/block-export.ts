@@ -7,6 +7,7 @@ import {
   defineCommand,
   defineEvent,
   enumeration,
+  int,
   optional,
   required,
   str,
@@ -159,6 +160,35 @@ export const QUERY_BLOCK_EXPORTS = defineCommand({
   result: array(BlockExportInfo),
 });
 
+export const NbdConnectionInfo = struct('NbdConnectionInfo', {
+  doc: 'A client of the NBD server (ours, not in QEMU).',
+  members: {
+    id: required(int, 'a number of its own'),
+    peer: required(str, 'its address'),
+    export: optional(str, 'id of the export that it uses; absent: it has not chosen yet'),
+    'connected-since': required(int, 'when it came, milliseconds since 1970'),
+    requests: required(int, 'requests that were answered'),
+    'requests-in-flight': required(int, 'requests that are being worked on'),
+    'read-bytes': required(int, 'bytes that it has read'),
+    'written-bytes': required(int, 'bytes that it has written'),
+  },
+});
+
+export const NbdServerInfo = struct('NbdServerInfo', {
+  doc: 'The NBD server (ours, not in QEMU).',
+  members: {
+    running: required(bool, 'it runs'),
+    addresses: required(array(SocketAddress), 'where it listens, with the ports that were chosen'),
+    connections: required(array(NbdConnectionInfo), 'its clients'),
+  },
+});
+
+export const QUERY_NBD_SERVER = defineCommand({
+  name: 'query-nbd-server',
+  doc: 'Tells where the NBD server listens and who its clients are (ours, not in QEMU).',
+  result: NbdServerInfo,
+});
+
 export const BLOCK_EXPORT_DELETED = defineEvent({
   name: 'BLOCK_EXPORT_DELETED',
   doc: 'An export is gone, and its id may be used again.',
@@ -173,6 +203,7 @@ export const BLOCK_EXPORT_COMMANDS = [
   BLOCK_EXPORT_ADD,
   BLOCK_EXPORT_DEL,
   QUERY_BLOCK_EXPORTS,
+  QUERY_NBD_SERVER,
 ] as const;
 
 export const BLOCK_EXPORT_EVENTS = [BLOCK_EXPORT_DELETED] as const;

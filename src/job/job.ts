@@ -269,8 +269,13 @@ export abstract class Job {
   /** Called by the transaction: the steps by which success takes effect. */
   async takeEffect(step: 'prepare' | 'commit'): Promise<void> {
     if (step === 'prepare') return this.prepare();
-    await this.commit();
-    await this.clean();
+    try {
+      await this.commit();
+      await this.clean();
+    } catch (error) {
+      // A bug; but a job that never ends would be a second one.
+      this.#error ??= toError(error);
+    }
     this.#conclude();
   }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** The NBD server and exports, under QMP control. */
 import * as qapi from '../../../protocol/qapi/block-export.js';
-import type { ArgumentsOf } from '../../../protocol/qapi/types.js';
+import type { ArgumentsOf, Output } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
@@ -35,6 +35,28 @@ export function registerBlockExports(registry: CommandRegistry, services: Export
   );
 }
 
+/** @see qapi NbdServerInfo */
+function describeServer({ server }: NbdService): Output<typeof qapi.NbdServerInfo> {
+  return {
+    running: server !== undefined,
+    addresses: (server?.addresses ?? []).map((address) =>
+      address.type === 'unix'
+        ? address
+        : { type: 'inet' as const, host: address.host, port: String(address.port) },
+    ),
+    connections: (server?.connections() ?? []).map((connection) => ({
+      id: connection.id,
+      peer: connection.peer,
+      ...(connection.exportId !== undefined ? { export: connection.exportId } : {}),
+      'connected-since': connection.connectedSince,
+      requests: connection.counters.requests,
+      'requests-in-flight': connection.requestsInFlight,
+      'read-bytes': connection.counters.readBytes,
+      'written-bytes': connection.counters.writtenBytes,
+    })),
+  };
+}
+
 function registerServer(registry: CommandRegistry, services: ExportServices): void {
   const { nbd, graph } = services;
   registry.register(qapi.NBD_SERVER_START, async (args) => {
@@ -48,6 +70,7 @@ function registerServer(registry: CommandRegistry, services: ExportServices): vo
       handshakeSeconds: args['handshake-max-seconds'],
     });
   });
+  registry.register(qapi.QUERY_NBD_SERVER, () => describeServer(nbd));
   registry.register(qapi.NBD_SERVER_STOP, () => nbd.stop());
   registry.register(qapi.NBD_SERVER_ADD, async (args) => {
     nbd.checkRunning();

@@ -92,9 +92,15 @@ describe('mirror', () => {
     await job.concluded;
     expect(job.error).toBeUndefined();
     expect(targetData.equals(sourceData)).toBe(true);
-    expect(states).toEqual(
-      ['created', 'running', 'ready', 'waiting', 'pending', 'concluded', 'null'],
-    );
+    expect(states).toEqual([
+      'created',
+      'running',
+      'ready',
+      'waiting',
+      'pending',
+      'concluded',
+      'null',
+    ]);
     expect(guest.root.node).toBe(target);
     await guest.write(0, Buffer.alloc(512, 0x55));
     expect([targetData[0], sourceData[0] === 0x55]).toEqual([0x55, false]);
