@@ -51,7 +51,7 @@ const LAYERS: readonly Layer[] = [
   { folder: 'src/cli', may: ['src', 'protocol'] },
   { folder: 'src/web', may: ['src', 'protocol'], packages: ['ws'] },
   { folder: 'src/index.ts', may: ['src', 'protocol'] },
-  { folder: 'src/nbd.ts', may: ['src/nbd', 'src/base', 'protocol/nbd'] },
+  { folder: 'src/nbd.ts', may: ['src/nbd', 'src/base', 'src/block', 'protocol/nbd'] },
   { folder: 'src/qmp.ts', may: ['src/qmp', 'src/base', 'protocol/qapi'] },
 ];
 

@@ -5,6 +5,7 @@ export { schemaInfo } from '../protocol/qapi/schema-info.js';
 export { QapiInputError, type ValidateOptions, validate } from '../protocol/qapi/validate.js';
 export { BlockError } from './base/errors.js';
 export { Chardev } from './qmp/chardev.js';
+export { type QmpAddress, QmpClient, QmpCommandError } from './qmp/client.js';
 export { registerCharCommands } from './qmp/commands/char.js';
 export { type ControlCommandsOptions, registerControlCommands } from './qmp/commands/control.js';
 export { errorText } from './qmp/error-text.js';

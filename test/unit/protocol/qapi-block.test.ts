@@ -29,6 +29,7 @@ const NOT_IN_PEER = [
   'blockdev-set-active', // QEMU 10.0
   'block-latency-histogram-set', // qemu-system only
   'query-status', // qemu-system only, as are the next four
+  'query-nbd-server',
   'stop',
   'cont',
   'STOP',
