@@ -171,10 +171,10 @@ export const NBD_GROWTH_WINDOW_MS = 200;
 /** How long it stays with a number that proved best, milliseconds. */
 export const NBD_GROWTH_HOLD_MS = 10_000;
 /** Time that the event loop stays awake for the next request where they come one by one, ms. */
-export const NBD_POLL_WINDOW_MS = 0.05;
+export const NBD_POLL_WINDOW_MS = 0.15;
 /** Requests further apart than this are not steady traffic, ms: a wake-up, and the client's own time. */
 export const NBD_POLL_STEADY_MS = 0.2;
 /** Steady requests in a row before the loop is kept awake. */
 export const NBD_POLL_AFTER = 8;
-/** Steady requests more that it takes after staying awake was in vain. */
-export const NBD_POLL_BACKOFF = 56;
+/** The same after staying awake was in vain again and again. */
+export const NBD_POLL_BACKOFF_MAX = 1024;

@@ -8,6 +8,7 @@
  * the users are moved to the target, so no write is lost and nobody notices.
  */
 import { BlockError } from '../base/errors.js';
+import { RateLimit } from '../base/rate-limit.js';
 import { BlockBackend } from '../block/backend.js';
 import { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
 import { STATUS_ALLOCATED } from '../block/block-driver.js';
@@ -26,7 +27,7 @@ import {
   PERM_WRITE_UNCHANGED,
 } from '../block/permissions.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
-import { CopyLoop } from './copy-loop.js';
+import { CopyLoop, type CopyLoopOptions } from './copy-loop.js';
 
 /** Data request, bytes: measured as the best against a loopback server. */
 const CHUNK_LENGTH = 256 * 1024;
@@ -36,8 +37,8 @@ export const MIRROR_WINDOW_DEFAULT = 16 * CHUNK_LENGTH;
 const STATUS_STEP = 1 << 30;
 /** Dirty bytes that may be left for the drained section; its users wait that long. */
 const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
-/** Rounds of catching up before the drained section copies whatever is left. */
-const FINAL_ROUNDS_MAX = 10;
+/** Time for catching up before the drained section copies whatever is left, milliseconds. */
+const CATCH_UP_MS = 5_000;
 
 export type MirrorSync = 'full' | 'top' | 'none';
 
@@ -137,14 +138,22 @@ export class MirrorJob extends BlockJob {
     for (;;) {
       await this.pausePoint();
       if (this.#ending) return;
-      const end = await this.#loop.run(() => this.shouldYield || this.#ending);
-      if (end === 'yielded') continue;
-      if (this.state === 'running') {
+      const end = await this.#loop.run(() => this.shouldYield || this.#ending || this.#nearlyReady);
+      if (this.state === 'running' && (end === 'clean' || this.#nearlyReady)) {
         this.setState('ready');
         continue;
       }
+      if (end === 'yielded') continue;
       await this.#waitForChange();
     }
+  }
+
+  /**
+   * A writer that never pauses leaves something dirty at every instant. So little is left that the
+   * drained section at the end copies it in no time: that is in sync.
+   */
+  get #nearlyReady(): boolean {
+    return this.state === 'running' && this.#bitmap.count <= FINAL_DIRTY_MAX;
   }
 
   /** Time to leave the loop: told to pivot, or cancelled. The rest is copied in `prepare`. */
@@ -172,12 +181,18 @@ export class MirrorJob extends BlockJob {
 
   /** Catches up, then in one drained section: the last copies, the flush, the change of the graph. */
   protected override async prepare(): Promise<void> {
-    for (let round = 0; round < FINAL_ROUNDS_MAX; round++) {
-      if (this.#bitmap.count <= FINAL_DIRTY_MAX) break;
-      await this.#loop.run(() => false);
-    }
+    const deadline = performance.now() + CATCH_UP_MS;
+    await this.#loop.run(
+      () => this.#bitmap.count <= FINAL_DIRTY_MAX || performance.now() > deadline,
+    );
+    // Most of what the last flush would do, while users can still work.
+    await this.#targetBackend.flush();
     await this.#takeDown(async () => {
-      const rest = this.#makeLoop(this.source, this.target);
+      // Users wait: at full speed, and an error ends the job instead of being tried again.
+      const rest = this.#makeLoop(this.source, this.target, {
+        rate: new RateLimit(0, () => performance.now()),
+        failed: () => false,
+      });
       await rest.run(() => false);
       await this.target.flush();
     });
@@ -258,7 +273,11 @@ export class MirrorJob extends BlockJob {
     filter.onChange = undefined;
   }
 
-  #makeLoop(source: BlockBackend | BlockNode, target: BlockBackend | BlockNode): CopyLoop {
+  #makeLoop(
+    source: BlockBackend | BlockNode,
+    target: BlockBackend | BlockNode,
+    how: Partial<Pick<CopyLoopOptions, 'rate' | 'failed'>> = {},
+  ): CopyLoop {
     const node = this.source;
     return new CopyLoop({
       bitmap: this.#bitmap,
@@ -280,6 +299,7 @@ export class MirrorJob extends BlockJob {
       unmap: this.#options.unmap,
       copied: (length) => this.#progress(length),
       failed: (operation, error) => this.ioFailed(operation, error) !== 'report',
+      ...how,
     });
   }
 

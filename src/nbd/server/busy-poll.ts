@@ -2,40 +2,55 @@
 /**
  * Keeps the event loop awake for some tens of microseconds where requests come one at a time and
  * steadily: waking a sleeping process costs more than serving the request. It gives up as soon as
- * it does not pay, and never runs when nothing has come.
+ * it does not pay, tries again less and less often then, and never runs when nothing comes.
  */
 import {
   NBD_POLL_AFTER,
-  NBD_POLL_BACKOFF,
+  NBD_POLL_BACKOFF_MAX,
   NBD_POLL_STEADY_MS,
   NBD_POLL_WINDOW_MS,
 } from '../../base/limits.js';
 
 export class BusyPoll {
   readonly #windowMs: number;
-  /** Requests in a row that came soon enough to have been worth waiting for. */
+  readonly #nowMs: () => number;
+  /** Requests in a row that came soon enough behind the one before. */
   #steady = 0;
+  /** How many it takes: doubled each time that staying awake was in vain. */
+  #needed = NBD_POLL_AFTER;
   #last = 0;
   #polling = false;
   #stopped = false;
 
-  /** @param windowMs how long the loop stays awake behind a reply; 0: never */
-  constructor(windowMs = NBD_POLL_WINDOW_MS) {
-    this.#windowMs = windowMs;
+  /**
+   * @param options.windowMs how long the loop stays awake behind a reply; 0: never
+   * @param options.nowMs the time; never steps back
+   */
+  constructor(options: { windowMs?: number; nowMs?: () => number } = {}) {
+    this.#windowMs = options.windowMs ?? NBD_POLL_WINDOW_MS;
+    this.#nowMs = options.nowMs ?? (() => performance.now());
+  }
+
+  /** True while the loop is kept awake. */
+  get polling(): boolean {
+    return this.#polling;
   }
 
   /** A single request was answered just now. */
   touch(): void {
     if (this.#windowMs === 0) return;
-    const now = performance.now();
+    const now = this.#nowMs();
     const gap = now - this.#last;
     this.#last = now;
     if (gap > NBD_POLL_STEADY_MS) {
-      if (this.#steady > 0) this.#steady = 0;
+      this.#steady = 0;
       return;
     }
-    if (this.#steady < NBD_POLL_AFTER) this.#steady++;
-    if (this.#steady >= NBD_POLL_AFTER && !this.#polling && !this.#stopped) {
+    this.#steady++;
+    if (this.#polling) {
+      // It pays: the next time it may begin sooner.
+      if (this.#steady > 2 * this.#needed) this.#needed = NBD_POLL_AFTER;
+    } else if (this.#steady >= this.#needed && !this.#stopped) {
       this.#polling = true;
       setImmediate(this.#spin);
     }
@@ -46,10 +61,10 @@ export class BusyPoll {
   }
 
   readonly #spin = (): void => {
-    if (this.#stopped || performance.now() - this.#last > this.#windowMs) {
+    if (this.#stopped || this.#nowMs() - this.#last > this.#windowMs) {
       this.#polling = false;
-      // It did not pay this time: many steady requests have to come before it is tried again.
-      this.#steady = -NBD_POLL_BACKOFF;
+      this.#steady = 0;
+      this.#needed = Math.min(2 * this.#needed, NBD_POLL_BACKOFF_MAX);
       return;
     }
     setImmediate(this.#spin);

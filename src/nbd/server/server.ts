@@ -6,7 +6,6 @@ import {
   NBD_BYTES_TOTAL_MAX,
   NBD_CONNECTIONS_DEFAULT,
   NBD_HANDSHAKE_SECONDS_DEFAULT,
-  NBD_POLL_WINDOW_MS,
   NBD_STALL_MAX_MS,
   NBD_STOP_GRACE_MS,
 } from '../../base/limits.js';
@@ -55,7 +54,7 @@ export class NbdServer {
     this.budget = new MemoryBudget(pool, options.memoryMax ?? NBD_BYTES_TOTAL_MAX);
     const { pollMicroseconds } = options;
     this.#poll = new BusyPoll(
-      pollMicroseconds === undefined ? NBD_POLL_WINDOW_MS : pollMicroseconds / 1000,
+      pollMicroseconds === undefined ? {} : { windowMs: pollMicroseconds / 1000 },
     );
     this.#stallCheck = setInterval(() => this.#dropStalled(), STALL_CHECK_MS);
     this.#stallCheck.unref();
