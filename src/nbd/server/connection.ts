@@ -240,8 +240,9 @@ export class Connection implements TransportOwner, ExportClient {
       if (!open || !this.#negotiation.over) return open;
     }
     if (this.#phase === 'transmission') return this.#transmission?.process() ?? false;
+    // The client's end is waited for; what it still sends is nobody's.
     this.inbox.consume(this.inbox.unread);
-    return false;
+    return this.#finishing;
   }
 
   /** Reading is stopped, or stays so. Sees to it that it goes on, or that the connection ends. */

@@ -88,7 +88,8 @@ export class StreamTransport implements Transport {
     const timer = setTimeout(() => socket.destroy(), LINGER_MS);
     timer.unref();
     socket.once('close', () => clearTimeout(timer));
-    socket.resume();
+    // Not now: we may be inside of a receive, whose end would stop reading again.
+    setImmediate(() => socket.resume());
   }
 
   destroy(): void {
