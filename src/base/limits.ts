@@ -178,3 +178,6 @@ export const NBD_POLL_STEADY_MS = 0.2;
 export const NBD_POLL_AFTER = 8;
 /** The same after staying awake was in vain again and again. */
 export const NBD_POLL_BACKOFF_MAX = 1024;
+
+/** Reply bytes that the kernel holds for a client on a UNIX socket, whose default is 208 KiB. */
+export const NBD_UNIX_SEND_BUFFER = 1 * MIB;

@@ -39,6 +39,9 @@ export const native = {
   ),
   lseek: declare<[Descriptor, number, number]>('int64_t lseek(int fd, int64_t offset, int whence)'),
   fcntl: declare<[Descriptor, number, Uint8Array]>('int fcntl(int fd, int cmd, void *argument)'),
+  setsockopt: declare<[Descriptor, number, number, Uint8Array, number]>(
+    'int setsockopt(int fd, int level, int name, void *value, uint32_t length)',
+  ),
   ioctl: declare<[Descriptor, number, Uint8Array]>(
     'int ioctl(int fd, unsigned long request, void *argument)',
   ),

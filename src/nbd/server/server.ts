@@ -30,6 +30,11 @@ export interface NbdServerOptions {
   readonly pool?: BufferPool;
   /** How long the event loop stays awake behind a reply where requests come one by one; 0: never. */
   readonly pollMicroseconds?: number;
+  /**
+   * Called for each client on a UNIX socket, whose send buffer does not grow by itself: a reply that
+   * does not fit costs a wake-up for each part.
+   */
+  readonly tuneUnixSocket?: ((fd: number) => void) | undefined;
 }
 
 export class NbdServer {
@@ -37,6 +42,7 @@ export class NbdServer {
   readonly budget: MemoryBudget;
   readonly #maxConnections: number;
   readonly #handshakeMaxMs: number;
+  readonly #tuneUnixSocket: ((fd: number) => void) | undefined;
   readonly #listeners: Listener[] = [];
   readonly #connections = new Map<number, Connection>();
   readonly #stallCheck: NodeJS.Timeout;
@@ -48,6 +54,7 @@ export class NbdServer {
   #whenEmpty: (() => void)[] = [];
 
   constructor(options: NbdServerOptions = {}) {
+    this.#tuneUnixSocket = options.tuneUnixSocket;
     this.#maxConnections = options.maxConnections ?? NBD_CONNECTIONS_DEFAULT;
     this.#handshakeMaxMs = (options.handshakeMaxSeconds ?? NBD_HANDSHAKE_SECONDS_DEFAULT) * 1000;
     const pool = options.pool ?? new BufferPool();
@@ -144,6 +151,9 @@ export class NbdServer {
       return;
     }
     this.#accepted++;
+    if (transport.kind === 'unix' && transport.fd !== undefined) {
+      this.#tuneUnixSocket?.(transport.fd);
+    }
     const connection = new Connection({
       id: this.#nextId++,
       transport,

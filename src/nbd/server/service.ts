@@ -21,7 +21,11 @@ export class NbdService {
   /** Stands in while no server runs: there are no exports then. */
   readonly #none = new ExportRegistry();
 
-  constructor(graph: BlockGraph) {
+  /** @param tuneUnixSocket see NbdServerOptions */
+  constructor(
+    graph: BlockGraph,
+    private readonly tuneUnixSocket?: (fd: number) => void,
+  ) {
     this.exported = new ExportedNodes(graph, () => this.exports);
   }
 
@@ -42,6 +46,7 @@ export class NbdService {
     this.checkStopped();
     const { maxConnections, handshakeSeconds } = options;
     const server = new NbdServer({
+      tuneUnixSocket: this.tuneUnixSocket,
       ...(maxConnections !== undefined ? { maxConnections } : {}),
       ...(handshakeSeconds !== undefined ? { handshakeMaxSeconds: handshakeSeconds } : {}),
     });

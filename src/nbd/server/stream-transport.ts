@@ -8,7 +8,7 @@ const KEEP_ALIVE_MS = 30_000;
 const LINGER_MS = 2_000;
 
 interface HandleHolder {
-  _handle: { useUserBuffer?: unknown } | null;
+  _handle: { useUserBuffer?: unknown; fd?: unknown } | null;
 }
 
 /**
@@ -31,6 +31,11 @@ export class StreamTransport implements Transport {
     accepted.on('error', () => undefined);
     this.kind = options.kind;
     this.peer = options.peer;
+  }
+
+  get fd(): number | undefined {
+    const handle = (this.#socket as unknown as HandleHolder)._handle;
+    return typeof handle?.fd === 'number' && handle.fd >= 0 ? handle.fd : undefined;
   }
 
   start(owner: TransportOwner): void {

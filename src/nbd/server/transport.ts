@@ -22,6 +22,8 @@ export interface Transport extends ByteSink {
   readonly kind: TransportKind;
   /** The client's address for people: '192.0.2.7:51234', '/run/nbd.sock'. */
   readonly peer: string;
+  /** The socket's descriptor, where there is one and Node tells it. */
+  readonly fd?: number | undefined;
   /** Begins to deliver to `owner`. Called once, before anything else. */
   start(owner: TransportOwner): void;
   resume(): void;
