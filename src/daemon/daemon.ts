@@ -3,7 +3,7 @@
 import { QAPI_COMMANDS, QAPI_EVENTS } from '../../protocol/qapi/all.js';
 import { BLOCK_IO_ERROR } from '../../protocol/qapi/block-core.js';
 import { errnoName, toError } from '../base/errors.js';
-import { SHUTDOWN_STEP_MS } from '../base/limits.js';
+import { NBD_UNIX_SEND_BUFFER, SHUTDOWN_STEP_MS } from '../base/limits.js';
 import { type Logger, subjectLog } from '../base/log.js';
 import { registerDrivers } from '../block/driver/all.js';
 import { BlockGraph } from '../block/graph.js';
@@ -25,6 +25,7 @@ import { Monitor } from '../qmp/monitor.js';
 import { CommandRegistry } from '../qmp/registry.js';
 import { ChardevSet, type ChardevSetOptions } from '../qmp/transport/chardev-set.js';
 import type { OptionAction } from './options.js';
+import { setSendBuffer } from '../sys/socket-buffer.js';
 import { qmpVersion } from './version.js';
 
 export interface DaemonSetUp {
@@ -51,7 +52,7 @@ export class Daemon {
   constructor({ logger, stdio, onQuit }: DaemonSetUp) {
     this.#logger = logger;
     this.chardevs = new ChardevSet({ stdio });
-    this.nbd = new NbdService(this.graph);
+    this.nbd = new NbdService(this.graph, (fd) => setSendBuffer(fd, NBD_UNIX_SEND_BUFFER));
     registerDrivers(this.graph, this.throttleGroups);
     this.#registerCommands(onQuit);
     this.#observe();
