@@ -24,8 +24,8 @@ import { EventHub } from '../qmp/events.js';
 import { Monitor } from '../qmp/monitor.js';
 import { CommandRegistry } from '../qmp/registry.js';
 import { ChardevSet, type ChardevSetOptions } from '../qmp/transport/chardev-set.js';
-import type { OptionAction } from './options.js';
 import { setSendBuffer } from '../sys/socket-buffer.js';
+import type { OptionAction } from './options.js';
 import { qmpVersion } from './version.js';
 
 export interface DaemonSetUp {
