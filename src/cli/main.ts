@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** The diskferry command: subcommands, each in a file of its own. */
 import { parseArgs } from 'node:util';
+import { VERSION } from '../daemon/version.js';
 import { migrate } from './migrate.js';
 import { qmp } from './qmp.js';
 
@@ -35,11 +36,16 @@ async function main(): Promise<number> {
       speed: { type: 'string' },
       'copy-only': { type: 'boolean', default: false },
       help: { type: 'boolean', short: 'h', default: false },
+      version: { type: 'boolean', short: 'V', default: false },
     },
   });
   const [command, ...rest] = positionals;
   if (values.help || command === 'help') {
     process.stdout.write(HELP);
+    return 0;
+  }
+  if (values.version) {
+    process.stdout.write(`diskferry version ${VERSION}\n`);
     return 0;
   }
   if (command === 'qmp') return qmp(rest);

@@ -44,7 +44,8 @@ interface Plan {
 
 async function run(client: QmpClient, plan: Plan): Promise<void> {
   const target = `migrate-${process.pid}`;
-  const { address, exportName } = parseNbdTarget(plan.to);
+  const { address, exportName, tls } = parseNbdTarget(plan.to);
+  if (tls) throw new Error(`--to ${plan.to}: diskferry has no TLS; use nbd:// or nbd+unix://`);
   if (address.type === 'websocket') throw new Error(`--to ${plan.to}: a server on TCP or UNIX`);
   await client.execute('blockdev-add', {
     driver: 'nbd',
