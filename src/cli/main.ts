@@ -7,59 +7,70 @@ import { qmp } from './qmp.js';
 
 const HELP = `Usage: diskferry COMMAND [OPTION...]
 
-  migrate   move a disk that is in use from one daemon to another
+  migrate   move a disk that is in use from one daemon to another NBD server
   qmp       run one QMP command and print what it returns
+
+  -h, --help     print this
+  -V, --version  print the version
 
 Options of migrate:
   --from MONITOR      monitor of the daemon that has the disk: a socket's path, or HOST:PORT
   --node NAME         the disk there
-  --to URI            where it goes: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
-  --speed BYTES       bytes a second at most
+  --to URI            where it goes: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH,
+                      a writable export of the same size
+  --speed BYTES       bytes a second at most, with k, M, G or T for powers of 1024; 0: no limit
   --copy-only         leave the users on the source; the target is a copy as of the end
+  The first SIGINT, SIGTERM or SIGHUP calls the migration off: the disk stays where it is.
 
 Options of qmp:
   diskferry qmp MONITOR COMMAND [KEY=VALUE...]
-  A value that is JSON (a number, true, {...}) is taken as such, anything else is a string.
+  A value that is JSON (a number, true, {...}, "text") is taken as such, anything else is text.
 
 Examples:
-  diskferry qmp /run/diskferryd.sock query-block-exports
-  diskferry migrate --from /run/a.sock --node disk0 --to nbd://host-b/disk0
+  diskferry qmp /run/diskferryd.qmp query-block-exports
+  diskferry migrate --from /run/a.qmp --node disk0 --to nbd://host-b/disk0
 `;
 
-async function main(): Promise<number> {
-  const { positionals, values } = parseArgs({
-    allowPositionals: true,
-    options: {
-      from: { type: 'string' },
-      node: { type: 'string' },
-      to: { type: 'string' },
-      speed: { type: 'string' },
-      'copy-only': { type: 'boolean', default: false },
-      help: { type: 'boolean', short: 'h', default: false },
-      version: { type: 'boolean', short: 'V', default: false },
-    },
-  });
-  const [command, ...rest] = positionals;
-  if (values.help || command === 'help') {
+const HINT = "'diskferry --help' tells how it is used";
+
+async function main(args: readonly string[]): Promise<number> {
+  const [command, ...rest] = args;
+  if (command === undefined) throw new Error(`no command given; ${HINT}`);
+  if (['-h', '--help', 'help'].includes(command) || rest.includes('--help')) {
     process.stdout.write(HELP);
     return 0;
   }
-  if (values.version) {
+  if (['-V', '--version'].includes(command)) {
     process.stdout.write(`diskferry version ${VERSION}\n`);
     return 0;
   }
   if (command === 'qmp') return qmp(rest);
-  if (command === 'migrate') {
-    return migrate({ ...values, copyOnly: values['copy-only'] });
-  }
-  throw new Error(
-    command === undefined
-      ? "no command: 'diskferry --help' lists them"
-      : `unknown command '${command}': 'diskferry --help' lists them`,
-  );
+  if (command === 'migrate') return migrate(migrateOptions(rest));
+  const what = command.startsWith('-') ? 'option' : 'command';
+  throw new Error(`unknown ${what} '${command}'; ${HINT}`);
 }
 
-main().then(
+function migrateOptions(args: string[]) {
+  try {
+    const { values } = parseArgs({
+      args,
+      options: {
+        from: { type: 'string' },
+        node: { type: 'string' },
+        to: { type: 'string' },
+        speed: { type: 'string' },
+        'copy-only': { type: 'boolean', default: false },
+      },
+    });
+    return { ...values, copyOnly: values['copy-only'] };
+  } catch (error) {
+    // Node's text goes on with advice on positional arguments, which there are none of here.
+    const text = error instanceof Error ? error.message.split('. ')[0] : String(error);
+    throw new Error(`migrate: ${text}; ${HINT}`);
+  }
+}
+
+main(process.argv.slice(2)).then(
   (code) => {
     process.exitCode = code;
   },

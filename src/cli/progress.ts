@@ -1,37 +1,56 @@
 // SPDX-License-Identifier: MIT
-/** One line on a terminal that shows how far something is, how fast, and how long it will take. */
-import type { WriteStream } from 'node:tty';
+/**
+ * How far something is, how fast, and how long it will take: one line that changes on a terminal,
+ * a line now and then elsewhere.
+ */
 
 const BAR_WIDTH = 30;
+/** Lines that are no terminal's, in the course of a whole run. */
+const LINES = 4;
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
 
-export class ProgressBar {
-  readonly #started = performance.now();
-  #shown = false;
+/** What a bar needs of the stream that it is drawn on. */
+export interface ProgressStream {
+  readonly isTTY?: boolean;
+  write(text: string): unknown;
+}
 
+export class ProgressBar {
+  readonly #started: number;
+  #shown = false;
+  #lines = 0;
+
+  /** @param now milliseconds, for the rate */
   constructor(
-    private readonly stream: NodeJS.WriteStream & Partial<WriteStream>,
+    private readonly stream: ProgressStream,
     private readonly title: string,
-  ) {}
+    private readonly now: () => number = () => performance.now(),
+  ) {
+    this.#started = now();
+  }
 
   /** @param done bytes, of `total` as known now */
   show(done: number, total: number): void {
-    if (this.stream.isTTY !== true) return;
     const part = total > 0 ? Math.min(1, done / total) : 0;
-    const filled = Math.round(part * BAR_WIDTH);
-    const seconds = Math.max((performance.now() - this.#started) / 1000, 0.001);
-    const rate = done / seconds;
-    const left = rate > 0 ? Math.ceil((total - done) / rate) : 0;
-    const bar = `${'█'.repeat(filled)}${'░'.repeat(BAR_WIDTH - filled)}`;
+    const rate = done / Math.max((this.now() - this.#started) / 1000, 0.001);
     const percent = `${Math.floor(part * 100)}%`.padStart(4);
-    this.stream.write(
-      `\r${this.title} ${bar}${percent}  ${formatBytes(rate)}/s  ${left} s left\u001b[K`,
-    );
+    if (this.stream.isTTY !== true) {
+      if (Math.floor(part * LINES) <= this.#lines) return;
+      this.#lines = Math.floor(part * LINES);
+      this.stream.write(`${this.title} ${percent}  ${formatBytes(rate)}/s\n`);
+      return;
+    }
+    const filled = Math.round(part * BAR_WIDTH);
+    const bar = `${'█'.repeat(filled)}${'░'.repeat(BAR_WIDTH - filled)}`;
+    const left = rate > 0 ? `${Math.ceil((total - done) / rate)} s left` : '';
+    this.stream.write(`\r${this.title} ${bar}${percent}  ${formatBytes(rate)}/s  ${left}\u001b[K`);
     this.#shown = true;
   }
 
+  /** Leaves the line as it is. */
   end(): void {
     if (this.#shown) this.stream.write('\n');
+    this.#shown = false;
   }
 }
 

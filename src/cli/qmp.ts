@@ -11,13 +11,27 @@ export async function qmp(words: readonly string[]): Promise<number> {
   if (monitor === undefined || command === undefined) {
     throw new Error('usage: diskferry qmp MONITOR COMMAND [KEY=VALUE...]');
   }
-  const client = await QmpClient.connect(parseMonitor(monitor));
+  const args = parsePairs(pairs);
+  const client = await connectMonitor(monitor);
   try {
-    const result = await client.execute(command, Object.fromEntries(pairs.map(parsePair)));
+    const result = await client.execute(command, args);
     process.stdout.write(`${writeJson(result, { pretty: true })}\n`);
     return 0;
   } finally {
     client.close();
+  }
+}
+
+/** @throws Error that names the monitor and says what to look at */
+export async function connectMonitor(text: string): Promise<QmpClient> {
+  const address = parseMonitor(text);
+  try {
+    return await QmpClient.connect(address);
+  } catch (error) {
+    let reason: unknown = error;
+    while (reason instanceof Error && reason.cause instanceof Error) reason = reason.cause;
+    const why = reason instanceof Error ? reason.message : String(reason);
+    throw new Error(`no QMP monitor at '${text}': ${why}. Is the daemon running, with --monitor?`);
   }
 }
 
@@ -30,12 +44,27 @@ export function parseMonitor(text: string): QmpAddress {
   return { host: tcp[1] === '' ? '127.0.0.1' : tcp[1], port };
 }
 
-function parsePair(pair: string): [string, JsonValue] {
-  const at = pair.indexOf('=');
-  if (at < 1) throw new Error(`'${pair}' is not KEY=VALUE`);
-  const text = pair.slice(at + 1);
-  return [pair.slice(0, at), looksLikeJson(text) ? parseJson(text) : text];
+/** Arguments of a command. @throws Error naming the pair that is wrong */
+export function parsePairs(pairs: readonly string[]): { readonly [name: string]: JsonValue } {
+  const values = new Map<string, JsonValue>();
+  for (const pair of pairs) {
+    const at = pair.indexOf('=');
+    if (at < 1) throw new Error(`'${pair}' is not KEY=VALUE`);
+    const key = pair.slice(0, at);
+    if (values.has(key)) throw new Error(`'${key}' is given twice`);
+    values.set(key, parseValue(key, pair.slice(at + 1)));
+  }
+  return Object.fromEntries(values);
+}
+
+function parseValue(key: string, text: string): JsonValue {
+  if (!looksLikeJson(text)) return text;
+  try {
+    return parseJson(text);
+  } catch (error) {
+    throw new Error(`${key}: '${text}' begins like JSON but is none`, { cause: error });
+  }
 }
 
 const looksLikeJson = (text: string): boolean =>
-  /^(-?\d+(\.\d+)?|true|false|null|[[{].*)$/s.test(text);
+  /^(-?(0|[1-9]\d*)(\.\d+)?|true|false|null|[[{"].*)$/s.test(text);

@@ -1,60 +1,158 @@
 // SPDX-License-Identifier: MIT
-/** The package as its users get it: installed from the tarball, on a machine without a compiler. */
-import { execFile } from 'node:child_process';
+/** What `npm pack` makes, installed by somebody without a compiler: the programs and the library. */
 import { mkdir, symlink, writeFile } from 'node:fs/promises';
-import { dirname, join, resolve } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
-import { describe, expect, it } from 'vitest';
-import { testScope } from '../support/temp.js';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { waitUntil } from '../support/daemon.js';
+import { MIB, makeImage, readRange } from '../support/images.js';
+import { type InstalledPackage, installPackage, runWithPath, TOOLS } from '../support/package.js';
+import { collect, runPeer, spawnTracked } from '../support/peers.js';
+import { Scope, testScope } from '../support/temp.js';
 
-const run = promisify(execFile);
-const ROOT = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
+const scope = new Scope();
+let installed: InstalledPackage;
 
-/** A PATH on which there is Node, npm and a shell, and nothing that could compile. */
-async function pathWithoutCompiler(dir: string): Promise<string> {
-  const bin = join(dir, 'bin');
-  await mkdir(bin);
-  for (const program of ['node', 'npm', 'npx', 'sh', 'env', 'tar', 'uname']) {
-    const { stdout } = await run('sh', ['-c', `command -v ${program}`]);
-    await symlink(stdout.trim(), join(bin, program));
-  }
-  return bin;
-}
+beforeAll(async () => {
+  installed = await installPackage(scope);
+}, 180_000);
+
+afterAll(() => scope.close());
+
+const run = (...words: string[]): Promise<string> =>
+  runWithPath(installed.env, words, installed.folder);
 
 describe('the package', () => {
-  it('installs without a compiler, runs, and can be imported', async () => {
-    const scope = testScope();
-    const dir = await scope.tempDir();
-    // The build is there already; scripts would make it anew under the feet of other tests.
-    const packed = await run(
-      'npm',
-      ['pack', '--ignore-scripts', '--json', '--pack-destination', dir],
-      {
-        cwd: ROOT,
-      },
+  it('holds the built programs and the documentation, and no source, test or script', () => {
+    const tops = new Set(installed.files.map((file) => file.split('/').slice(0, 2).join('/')));
+    for (const wanted of ['README.md', 'LICENSE', 'CHANGELOG.md', 'package.json', 'dist/bin']) {
+      expect(tops).toContain(wanted);
+    }
+    const others = installed.files.filter(
+      (file) => !/^(dist\/(bin|src|protocol)|docs)\/|^[A-Za-z]+\.(md|json)$|^LICENSE$/.test(file),
     );
-    const [entry] = JSON.parse(packed.stdout) as { filename: string }[];
-    const app = join(dir, 'app');
-    await mkdir(app);
-    await writeFile(join(app, 'package.json'), '{"name":"app","private":true,"type":"module"}');
-    const env = { ...process.env, PATH: await pathWithoutCompiler(dir) };
-    const options = { cwd: app, env };
-    const tarball = join(dir, entry?.filename ?? '');
-    await run('npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', tarball], options);
-    const version = await run('npx', ['--no-install', 'diskferryd', '--version'], options);
-    expect(version.stdout).toMatch(/^diskferryd version \d/);
-    const help = await run('npx', ['--no-install', 'diskferry', '--help'], options);
-    expect(help.stdout).toContain('migrate');
-    await writeFile(
-      join(app, 'use.js'),
-      `import { NbdClient, NbdServer } from 'diskferry/nbd';
-       import { QmpClient, parseJson } from 'diskferry/qmp';
-       import * as all from 'diskferry';
-       const same = all.NbdClient === NbdClient && all.QmpClient === QmpClient;
-       console.log(typeof NbdServer, same, String(parseJson('9223372036853727232')));`,
+    expect(others).toEqual([]);
+    expect(installed.files.filter((file) => /(?<!\.d)\.[cm]?ts$/.test(file))).toEqual([]);
+  });
+
+  it('was installed with no compiler in reach', async () => {
+    const tools = ['cc', 'gcc', 'g++', 'clang', 'make', 'python3'];
+    const found = await run('sh', '-c', `for t in ${tools.join(' ')}; do command -v $t; done; :`);
+    expect(found).toBe('');
+  });
+
+  it('brings both commands', async () => {
+    const { version } = installed;
+    expect(await run('npx', '--no-install', 'diskferryd', '--version')).toContain(
+      `diskferryd version ${version} `,
     );
-    const used = await run('node', ['use.js'], options);
-    expect(used.stdout.trim()).toBe('function true 9223372036853727232');
-  }, 120_000);
+    expect(await run('npx', '--no-install', 'diskferry', '--version')).toBe(
+      `diskferry version ${version}\n`,
+    );
+  });
+
+  it('serves an image that qemu-io writes to and the library reads', async () => {
+    const test = testScope();
+    const folder = await test.tempDir();
+    const [image, socket] = [join(folder, 'disk.img'), join(folder, 'nbd.sock')];
+    await makeImage(image, { size: 8 * MIB, data: [{ offset: 0, length: MIB }] });
+    const pidfile = join(folder, 'pid');
+    const daemon = spawnTracked('/usr/bin/env', [
+      `PATH=${installed.env.PATH}`,
+      join(installed.folder, 'node_modules/.bin/diskferryd'),
+      ...['--blockdev', `file,node-name=disk,filename=${image}`],
+      ...['--nbd-server', `addr.type=unix,addr.path=${socket}`],
+      ...['--export', 'nbd,id=e,node-name=disk,name=disk,writable=on'],
+      ...['--pidfile', pidfile],
+    ]);
+    const log = collect(daemon.stderr);
+    test.defer(() => daemon.kill());
+    await waitUntil(() => readRange(pidfile, 0, 1).then(Boolean, () => false), { what: log.text });
+    const uri = `nbd+unix:///disk?socket=${socket}`;
+    await runPeer('qemu-io', ['-f', 'raw', '-c', 'write -P 7 4M 64k', uri]);
+    await writeFile(join(installed.folder, 'read.mjs'), READER);
+    const read = JSON.parse(await run('node', 'read.mjs', socket)) as {
+      size: number;
+      at: number[];
+    };
+    expect(read).toEqual({ size: 8 * MIB, at: [...(await readRange(image, 0, 4)), 7, 7, 0] });
+  });
+
+  it('has types for all its entries that need no others than those of node', async () => {
+    const types = join(await testScope().tempDir(), '@types');
+    await mkdir(types);
+    await symlink(join(TOOLS, '@types/node'), join(types, 'node'));
+    const compile = (file: string): Promise<string> =>
+      run(
+        ...[process.execPath, join(TOOLS, 'typescript/bin/tsc'), '--noEmit', '--strict'],
+        ...['--module', 'nodenext', '--target', 'es2022'],
+        ...['--typeRoots', types, '--types', 'node', file],
+      );
+    await writeFile(join(installed.folder, 'user.ts'), USER);
+    await compile('user.ts');
+    await writeFile(join(installed.folder, 'wrong.ts'), WRONG);
+    await expect(compile('wrong.ts')).rejects.toThrow(
+      "'number' is not assignable to type 'string'",
+    );
+  });
+
+  it('can be imported by each entry, and all hold the same', async () => {
+    await writeFile(join(installed.folder, 'use.mjs'), IMPORTER);
+    const told = await run('node', 'use.mjs');
+    expect(told).toBe(`${installed.version} true function 9223372036853727232\n`);
+  });
 });
+
+const READER = `
+import { NbdClient } from 'diskferry/nbd';
+const address = { type: 'unix', path: process.argv[2] };
+const client = await NbdClient.connect({ address, exportName: 'disk' });
+const [start, written, hole] = [Buffer.alloc(4), Buffer.alloc(2), Buffer.alloc(1)];
+await client.read(0, start);
+await client.read(4 << 20, written);
+await client.read(6 << 20, hole);
+console.log(JSON.stringify({ size: client.size, at: [...start, ...written, ...hole] }));
+await client.close();
+`;
+
+const IMPORTER = `
+import * as all from 'diskferry';
+import { NbdClient, NbdServer } from 'diskferry/nbd';
+import { parseJson, QmpClient } from 'diskferry/qmp';
+const same = all.NbdClient === NbdClient && all.QmpClient === QmpClient;
+console.log(all.VERSION, same, typeof NbdServer, String(parseJson('9223372036853727232')));
+`;
+
+const USER = `
+import { VERSION, NbdClient as SameClient } from 'diskferry';
+import { BlockError, NbdClient, type NbdClientOptions, NbdServer } from 'diskferry/nbd';
+import { QmpClient, QmpCommandError } from 'diskferry/qmp';
+
+export async function copyOf(options: NbdClientOptions): Promise<Buffer> {
+  const client: SameClient = await NbdClient.connect(options);
+  const bytes = Buffer.alloc(client.size);
+  await client.read(0, bytes);
+  await client.close();
+  return bytes;
+}
+
+export async function names(path: string): Promise<string> {
+  const qmp = await QmpClient.connect({ path });
+  try {
+    return JSON.stringify(await qmp.execute('query-named-block-nodes', { flat: true }));
+  } catch (error) {
+    if (error instanceof QmpCommandError) return error.errorClass;
+    if (error instanceof BlockError) return error.code;
+    throw error;
+  } finally {
+    qmp.close();
+  }
+}
+
+export const server: typeof NbdServer = NbdServer;
+export const version: string = VERSION;
+`;
+
+const WRONG = `
+import type { NbdClientOptions } from 'diskferry/nbd';
+export const wrong: NbdClientOptions = { address: { type: 'unix', path: '/a' }, exportName: 1 };
+`;
