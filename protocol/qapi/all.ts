@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Every command and event that there is. A command that is missing here can't be registered. */
+import { BACKUP_COMMANDS } from './backup.js';
+import { BITMAP_COMMANDS } from './bitmaps.js';
 import { BLOCK_CORE_COMMANDS, BLOCK_CORE_EVENTS } from './block-core.js';
 import { BLOCK_EXPORT_COMMANDS, BLOCK_EXPORT_EVENTS } from './block-export.js';
 import { BLOCK_JOB_COMMANDS, BLOCK_JOB_EVENTS } from './block-job.js';
@@ -9,6 +11,7 @@ import { INTROSPECT_COMMANDS } from './introspect.js';
 import { JOB_COMMANDS, JOB_EVENTS } from './job.js';
 import { QOM_COMMANDS } from './qom.js';
 import { RUN_STATE_COMMANDS, RUN_STATE_EVENTS } from './run-state.js';
+import { TRANSACTION_COMMANDS } from './transaction.js';
 import type { CommandDefinition, EventDefinition } from './types.js';
 
 export const QAPI_COMMANDS: readonly CommandDefinition[] = [
@@ -17,9 +20,12 @@ export const QAPI_COMMANDS: readonly CommandDefinition[] = [
   ...CHAR_COMMANDS,
   ...RUN_STATE_COMMANDS,
   ...BLOCK_CORE_COMMANDS,
+  ...BITMAP_COMMANDS,
   ...BLOCK_EXPORT_COMMANDS,
   ...JOB_COMMANDS,
   ...BLOCK_JOB_COMMANDS,
+  ...BACKUP_COMMANDS,
+  ...TRANSACTION_COMMANDS,
   ...QOM_COMMANDS,
 ];
 

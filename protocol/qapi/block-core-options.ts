@@ -3,6 +3,8 @@
  * Options of nodes, driver by driver. Only drivers and options that exist are here.
  * @see QEMU's qapi/block-core.json, BlockdevOptions
  */
+
+import { BlockDirtyBitmap } from './bitmaps.js';
 import {
   BlkdebugInjectErrorOptions,
   BlkdebugSetStateOptions,
@@ -63,6 +65,7 @@ export const BlockdevDriver = enumeration('BlockdevDriver', {
     blkdebug: 'filter that makes requests fail on purpose',
     blklogwrites: 'filter that logs all writes to another node',
     blkverify: 'filter that compares two nodes at every read',
+    'copy-before-write': 'filter that saves what is about to be overwritten',
     'copy-on-read': 'filter that copies what is read from a backing node into its overlay',
     file: 'a regular file',
     host_device: 'a block device of the host',
@@ -71,6 +74,7 @@ export const BlockdevDriver = enumeration('BlockdevDriver', {
     'null-co': 'stores nothing, answers at once',
     preallocate: 'filter that lets a file grow in large steps',
     raw: 'a window of another node, or all of it',
+    'snapshot-access': 'the point in time that a copy-before-write filter keeps, to be read',
     throttle: 'filter that limits speed',
   },
 });
@@ -222,6 +226,38 @@ export const BlockdevOptionsCor = struct('BlockdevOptionsCor', {
   },
 });
 
+export const OnCbwError = enumeration('OnCbwError', {
+  doc: 'What happens when old content can not be saved.',
+  values: {
+    'break-guest-write': 'the write that would overwrite it fails',
+    'break-snapshot': 'the write goes on, and the snapshot can not be used any more',
+  },
+});
+
+export const BlockdevOptionsCbw = struct('BlockdevOptionsCbw', {
+  doc: 'Saves what is about to be overwritten in another node.',
+  base: BlockdevOptionsGenericFormat,
+  members: {
+    target: required(BlockdevRef, 'the node that takes the old content'),
+    bitmap: optional(BlockDirtyBitmap, 'what is to be saved, as marked when the node is added', {
+      default: 'all',
+    }),
+    'on-cbw-error': optional(OnCbwError, 'what happens when old content can not be saved', {
+      default: 'break-guest-write',
+    }),
+    'cbw-timeout': optional(
+      uint32,
+      'time after which saving counts as failed, seconds; 0: no limit',
+      { default: '0' },
+    ),
+    'min-cluster-size': optional(
+      size,
+      'bytes that are saved together at least, a power of two up to 16 MiB',
+      { default: '64 KiB' },
+    ),
+  },
+});
+
 export const BlockdevOptions = union('BlockdevOptions', {
   doc: 'A node of the block graph.',
   members: {
@@ -245,6 +281,7 @@ export const BlockdevOptions = union('BlockdevOptions', {
     blkdebug: BlockdevOptionsBlkdebug,
     blklogwrites: BlockdevOptionsBlklogwrites,
     blkverify: BlockdevOptionsBlkverify,
+    'copy-before-write': BlockdevOptionsCbw,
     'copy-on-read': BlockdevOptionsCor,
     file: BlockdevOptionsFile,
     host_device: BlockdevOptionsFile,
@@ -253,6 +290,7 @@ export const BlockdevOptions = union('BlockdevOptions', {
     'null-co': BlockdevOptionsNull,
     preallocate: BlockdevOptionsPreallocate,
     raw: BlockdevOptionsRaw,
+    'snapshot-access': BlockdevOptionsGenericFormat,
     throttle: BlockdevOptionsThrottle,
   },
 });

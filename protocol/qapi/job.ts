@@ -14,7 +14,10 @@ import {
 
 export const JobType = enumeration('JobType', {
   doc: 'Kinds of jobs.',
-  values: { mirror: 'makes a target equal to a source and keeps it so' },
+  values: {
+    backup: 'copies a source as it is at one moment',
+    mirror: 'makes a target equal to a source and keeps it so',
+  },
 });
 
 export const JobStatus = enumeration('JobStatus', {

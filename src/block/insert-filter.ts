@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Filters that jobs put above a node while it is in use, and take out again. */
-import type { BlockDriver, DriverKind } from './block-driver.js';
+import type { BlockDriver, ChildRole, DriverKind } from './block-driver.js';
 import { drained } from './drain.js';
 import type { ChildEdge } from './edge.js';
 import { type BlockGraph, OPENING_PERMISSIONS } from './graph.js';
@@ -14,7 +14,9 @@ export interface FilterOptions {
   /** Key of the filter's child, as the block graph shows it: 'file' or 'backing'. */
   readonly childName: string;
   /** The filter's driver on the edge to the node below. */
-  readonly driver: (child: ChildEdge) => BlockDriver;
+  readonly driver: (child: ChildEdge, others: ReadonlyMap<string, ChildEdge>) => BlockDriver;
+  /** Children besides the one below, by their keys. */
+  readonly others?: ReadonlyMap<string, { readonly role: ChildRole; readonly node: BlockNode }>;
   /** Users that stay below the filter; by default all move above it. */
   readonly staysBelow?: (edge: ChildEdge) => boolean;
 }
@@ -38,13 +40,7 @@ export async function insertFilter(
   try {
     await graph.exclusive(() =>
       drained([below], async () => {
-        const edge = await graph.addEdge(filter, below, {
-          name: options.childName,
-          role: 'filtered',
-          ...OPENING_PERMISSIONS,
-        });
-        filter.children.set(options.childName, edge);
-        filter.start(options.driver(edge));
+        await openFilter(graph, below, filter, options);
         graph.insert(filter);
         await moveAbove(graph, below, filter, options);
       }),
@@ -53,6 +49,27 @@ export async function insertFilter(
     graph.releaseName(name);
   }
   return filter;
+}
+
+async function openFilter(
+  graph: BlockGraph,
+  below: BlockNode,
+  filter: BlockNode,
+  options: FilterOptions,
+): Promise<void> {
+  const add = async (name: string, role: ChildRole, node: BlockNode): Promise<ChildEdge> => {
+    const edge = await graph.addEdge(filter, node, { name, role, ...OPENING_PERMISSIONS });
+    filter.children.set(name, edge);
+    return edge;
+  };
+  try {
+    const edge = await add(options.childName, 'filtered', below);
+    for (const [name, { role, node }] of options.others ?? []) await add(name, role, node);
+    filter.start(options.driver(edge, filter.children));
+  } catch (error) {
+    await graph.dropChildren(filter);
+    throw error;
+  }
 }
 
 async function moveAbove(

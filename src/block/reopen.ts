@@ -7,9 +7,10 @@ import { BlockError } from '../base/errors.js';
 import type { ChildDefinition, DriverDefinition, DriverOptions } from './block-driver.js';
 import { drained } from './drain.js';
 import type { ChildEdge } from './edge.js';
-import { type BlockGraph, OPENING_PERMISSIONS } from './graph.js';
+import type { BlockGraph } from './graph.js';
 import type { BlockNode } from './node.js';
 import { type NodeOptions, parseNodeOptions, ROOT_DEFAULTS } from './node-options.js';
+import { PERM_ALL, type Permissions } from './permissions.js';
 
 interface Step {
   readonly node: BlockNode;
@@ -78,12 +79,20 @@ function planChild(
 const cannotChange = (key: string): BlockError =>
   new BlockError('DF_INVALID', `Cannot change the option '${key}'`);
 
+/** A child that nobody uses yet, or any more. */
+const UNUSED: Permissions = { taken: 0, shared: PERM_ALL };
+
 async function carryOut(graph: BlockGraph, steps: readonly Step[]): Promise<void> {
   const undo: (() => void | Promise<void>)[] = [];
   const commit: (() => void | Promise<void>)[] = [];
   try {
     for (const step of steps) await prepareStep(graph, step, undo, commit);
-    await graph.updatePermissions(steps.map(({ node }) => node));
+    // Edges that go have no say any more; a filter may come between a node and its old child.
+    const going = steps.flatMap(({ children }) => children.flatMap(({ old }) => old ?? []));
+    await graph.updatePermissions(
+      [...steps.map(({ node }) => node), ...going.map(({ node }) => node)],
+      new Map(going.map((edge) => [edge, UNUSED])),
+    );
   } catch (error) {
     for (const back of undo.reverse()) await back();
     await graph.updatePermissions(steps.map(({ node }) => node));
@@ -132,7 +141,7 @@ function newChild(
 ): Promise<ChildEdge> {
   const definition = graph.drivers.get(node.driver.name);
   const role = definition.children.find((child) => child.key === key)?.role ?? 'child';
-  return graph.addEdge(node, next, { name: key, role, ...OPENING_PERMISSIONS });
+  return graph.addEdge(node, next, { name: key, role, ...UNUSED });
 }
 
 const BASE_OPTIONS = new Set([

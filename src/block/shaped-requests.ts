@@ -319,6 +319,8 @@ function flushChildren(node: BlockNode): MaybePromise<void> {
   let waiting: Promise<void>[] | undefined;
   for (const edge of node.children.values()) {
     if ((edge.taken & (PERM_WRITE | PERM_WRITE_UNCHANGED)) === 0) continue;
+    // What is saved there is flushed by who makes the copy; writers must not wait for it.
+    if (edge.role === 'target') continue;
     const pending = edge.flush();
     if (pending !== undefined) {
       waiting ??= [];

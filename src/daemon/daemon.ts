@@ -11,6 +11,8 @@ import { openNode } from '../block/open-node.js';
 import { ThrottleGroups } from '../block/throttle/throttle-groups.js';
 import { JobRegistry } from '../job/job-registry.js';
 import { NbdService } from '../nbd/server/service.js';
+import { registerBackup } from '../qmp/commands/backup.js';
+import { registerBitmaps } from '../qmp/commands/bitmap.js';
 import { registerBlockCore } from '../qmp/commands/block-core.js';
 import { addExport, registerBlockExports } from '../qmp/commands/block-export.js';
 import { registerBlockJobStarts } from '../qmp/commands/block-job.js';
@@ -20,6 +22,7 @@ import { emitJobEvents, registerBlockJobs, registerJobs } from '../qmp/commands/
 import { type NamedSocket, nbdListenAddress } from '../qmp/commands/nbd-address.js';
 import { addObject, registerQom } from '../qmp/commands/qom.js';
 import { registerRunState } from '../qmp/commands/run-state.js';
+import { registerTransaction } from '../qmp/commands/transaction.js';
 import { EventHub } from '../qmp/events.js';
 import { Monitor } from '../qmp/monitor.js';
 import { CommandRegistry } from '../qmp/registry.js';
@@ -161,6 +164,7 @@ export class Daemon {
       nodeOfExport: (id) => (nbd.exports.has(id) ? nbd.exports.get(id).nodeName : undefined),
       mayIdle: (parent) => nbd.exported.mayIdle(parent),
     });
+    registerBitmaps(registry, this.graph);
     registerBlockExports(registry, {
       graph,
       nbd,
@@ -168,6 +172,8 @@ export class Daemon {
       namedSockets: () => this.namedSockets,
     });
     registerBlockJobStarts(registry, { graph, jobs });
+    registerBackup(registry, { graph, jobs });
+    registerTransaction(registry, { graph, jobs });
     registerJobs(registry, jobs);
     registerBlockJobs(registry, jobs);
     registerQom(registry, this.throttleGroups);

@@ -41,6 +41,13 @@ export interface CopyLoopOptions {
   /** Zeroes may become holes in the target. */
   readonly unmap: boolean;
   readonly copied: (length: number) => void;
+  /** Requests in flight at most. Default: as many as the window takes. */
+  readonly requestsMax?: number;
+  /**
+   * Called when a range is taken, in the same instant as its bits are cleared; what it returns is
+   * called when its copy has ended, well or not.
+   */
+  readonly taken?: (offset: number, length: number) => () => void;
   /** An error's consequence: true to go on (the range is dirty again), false to fail the loop. */
   readonly failed: (operation: 'read' | 'write', error: unknown) => boolean;
 }
@@ -50,7 +57,7 @@ interface Operation {
   readonly length: number;
 }
 
-type Picked = Operation & { readonly zero: boolean };
+type Picked = Operation & { readonly zero: boolean; readonly release: (() => void) | undefined };
 
 /** Why `run` returned. */
 export type CopyLoopEnd = 'clean' | 'yielded';
@@ -119,10 +126,11 @@ export class CopyLoop {
 
   /** Starts what the window allows. True when there is more to do than what is in flight. */
   async #pump(shouldYield: () => boolean): Promise<boolean> {
-    const { bitmap, rate, windowLength } = this.#options;
+    const { bitmap, rate, windowLength, requestsMax = Number.POSITIVE_INFINITY } = this.#options;
     while (!shouldYield() && this.#failure === undefined) {
       if (bitmap.count === 0) return false;
       if (this.#bytesInFlight >= windowLength) return true;
+      if (this.#operations.size >= requestsMax) return true;
       const delay = Math.max(rate.delayMs(), this.#retryAt - performance.now());
       if (delay > 0) {
         this.#wakeAfter(delay);
@@ -177,8 +185,9 @@ export class CopyLoop {
     const mixed = whole <= 0;
     length = mixed ? Math.min(granule - (run.offset % granule), run.length) : whole;
     bitmap.resetDirty(run.offset, length);
+    const release = this.#options.taken?.(run.offset, length);
     this.#cursor = run.offset + length;
-    return { offset: run.offset, length, zero: zero && !mixed };
+    return { offset: run.offset, length, zero: zero && !mixed, release };
   }
 
   #nextFreeRun(): Operation | undefined {
@@ -284,15 +293,15 @@ export class CopyLoop {
     const { bitmap, copied } = this.#options;
     this.#operations.delete(picked);
     this.#bytesInFlight -= picked.zero ? 0 : picked.length;
+    if (error !== undefined) bitmap.setDirty(picked.offset, picked.length);
+    picked.release?.();
     if (error === undefined) copied(picked.length);
-    else {
-      bitmap.setDirty(picked.offset, picked.length);
-      this.#noteError(error);
-    }
+    else this.#noteError(error);
     this.wakeUp();
   }
 
   #noteError(error: unknown): void {
+    if (this.#failure !== undefined) return; // of what was in flight beside it; told once
     const copyError = error instanceof CopyError ? error : new CopyError('read', error);
     const goOn = this.#options.failed(copyError.operation, copyError.cause);
     if (goOn) this.#retryAt = performance.now() + RETRY_DELAY_MS;

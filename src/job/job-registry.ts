@@ -55,6 +55,13 @@ export class JobRegistry implements BlockJobObserver {
    * @throws BlockError DF_INVALID for a bad id, DF_EXISTS, and what `make` throws
    */
   async run<J extends Job>(id: string, make: () => J | Promise<J>): Promise<J> {
+    const job = await this.create(id, make);
+    job.start();
+    return job;
+  }
+
+  /** As `run`, but the job is to be started, or given up by `abandon`, by the caller. */
+  async create<J extends Job>(id: string, make: () => J | Promise<J>): Promise<J> {
     checkJobId(id);
     if (this.#jobs.has(id) || this.#reserved.has(id)) {
       throw new BlockError('DF_EXISTS', `Job ID '${id}' already in use`);
@@ -64,7 +71,6 @@ export class JobRegistry implements BlockJobObserver {
       const job = await make();
       this.#jobs.set(id, job);
       job.announce();
-      job.start();
       return job;
     } finally {
       this.#reserved.delete(id);

@@ -10,6 +10,10 @@ export class JobTransaction {
     this.#jobs.add(job);
   }
 
+  remove(job: Job): void {
+    this.#jobs.delete(job);
+  }
+
   /** One more has done its work: when all have, they become pending, and conclude if they may. */
   succeeded(): void {
     if (this.#aborting) {
@@ -34,6 +38,7 @@ export class JobTransaction {
         return;
       }
     }
+    for (const job of jobs) job.seal();
     for (const job of jobs) {
       this.#jobs.delete(job);
       await job.takeEffect('commit');
@@ -42,14 +47,12 @@ export class JobTransaction {
 
   /** One has failed or was cancelled: the others are cancelled, and all are undone as they end. */
   failed(failed: Job): void {
-    if (!this.#aborting) {
-      this.#aborting = true;
-      for (const job of this.#jobs) {
-        if (job !== failed) job.cancelNow({ force: true });
-      }
-    }
     this.#jobs.delete(failed);
     void failed.undo();
+    if (!this.#aborting) {
+      this.#aborting = true;
+      for (const job of [...this.#jobs]) job.cancelNow({ force: true });
+    }
     this.#abortIdle();
   }
 

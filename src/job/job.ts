@@ -44,6 +44,7 @@ export abstract class Job {
   #pauseCount = 0;
   #userPaused = false;
   #paused = false;
+  #sealed = false;
   #wake: (() => void) | undefined;
   #ended: Promise<void> | undefined;
   #concluded = (): void => {};
@@ -196,7 +197,7 @@ export abstract class Job {
 
   /** Cancels without asking the table: for transactions and shut-down. */
   cancelNow({ force }: { readonly force: boolean }): void {
-    if (['aborting', 'concluded', 'null'].includes(this.#state)) return;
+    if (this.#sealed || ['aborting', 'concluded', 'null'].includes(this.#state)) return;
     const breaksOff = force || this.cancelBreaksOff();
     this.#cancelRequested = true;
     if (breaksOff) {
@@ -266,6 +267,11 @@ export abstract class Job {
     }
   }
 
+  /** Called by the transaction: success takes effect from here on, and nothing can cancel it. */
+  seal(): void {
+    this.#sealed = true;
+  }
+
   /** Called by the transaction: the steps by which success takes effect. */
   async takeEffect(step: 'prepare' | 'commit'): Promise<void> {
     if (step === 'prepare') return this.prepare();
@@ -290,6 +296,22 @@ export abstract class Job {
       this.#error = toError(error);
     }
     this.#conclude();
+  }
+
+  /** Made, but not to be started after all: all is as if it had never been. Never rejects. */
+  async abandon(): Promise<void> {
+    if (this.#state !== 'created') return;
+    this.transaction.remove(this);
+    this.setState('aborting');
+    try {
+      await this.abort();
+      await this.clean();
+    } catch (error) {
+      this.#error = toError(error);
+    }
+    this.setState('concluded');
+    this.setState('null');
+    this.#concluded();
   }
 
   /** Called by the transaction when a prepare failed. */

@@ -3,8 +3,10 @@
 import { blkdebugDefinition } from '../filter/blkdebug/driver.js';
 import { blklogwritesDefinition } from '../filter/blklogwrites.js';
 import { blkverifyDefinition } from '../filter/blkverify.js';
+import { createCopyBeforeWriteDriver } from '../filter/copy-before-write.js';
 import { createCopyOnReadDriver } from '../filter/copy-on-read.js';
 import { preallocateDefinition } from '../filter/preallocate.js';
+import { snapshotAccessDefinition } from '../filter/snapshot-access.js';
 import { createThrottleDriver } from '../filter/throttle.js';
 import type { BlockGraph } from '../graph.js';
 import type { ThrottleGroups } from '../throttle/throttle-groups.js';
@@ -24,6 +26,8 @@ export function registerDrivers(graph: BlockGraph, groups: ThrottleGroups): void
   drivers.register(nbdDefinition);
   drivers.register(createThrottleDriver((name) => groups.find(name)));
   drivers.register(createCopyOnReadDriver((name) => graph.find(name)));
+  drivers.register(createCopyBeforeWriteDriver((name) => graph.find(name)));
+  drivers.register(snapshotAccessDefinition);
   drivers.register(preallocateDefinition);
   drivers.register(blkdebugDefinition);
   drivers.register(blkverifyDefinition);

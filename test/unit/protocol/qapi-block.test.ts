@@ -45,6 +45,14 @@ const OURS_OR_NEWER = [
   'nbd-server-remove.mode=hide', // ours
   'blockdev-add(nbd).connections', // ours
   'blockdev-reopen.options[](nbd).connections', // ours
+  'blockdev-add(copy-before-write).min-cluster-size', // QEMU 9.2
+  'blockdev-reopen.options[](copy-before-write).min-cluster-size', // QEMU 9.2
+  'blockdev-backup.x-perf.min-cluster-size', // QEMU 9.2
+  'blockdev-backup.on-cbw-error', // newer
+  'blockdev-backup.cbw-timeout', // newer
+  'transaction.actions[](blockdev-backup).data.x-perf.min-cluster-size', // QEMU 9.2
+  'transaction.actions[](blockdev-backup).data.on-cbw-error', // newer
+  'transaction.actions[](blockdev-backup).data.cbw-timeout', // newer
   'query-named-block-nodes->[].active', // QEMU 10.0
   'query-block->[].inserted.active', // QEMU 10.0
   'query-block-jobs->[].type: enum instead of builtin', // QEMU 8.2

@@ -49,6 +49,7 @@ async function makeStack(size: number, stack: Stack): Promise<SuiteNode> {
 
 const throttle: Stack = (file) => ({ driver: 'throttle', 'throttle-group': 'g', file });
 const copyOnRead: Stack = (file) => ({ driver: 'copy-on-read', file });
+const copyBeforeWrite: Stack = (file, target) => ({ driver: 'copy-before-write', file, target });
 const blkdebug: Stack = (image) => ({
   ...{ driver: 'blkdebug', align: 4096, 'max-transfer': 65536, 'max-write-zero': 131072, image },
   'inject-error': [{ event: 'none', sector: 2 ** 40 }],
@@ -59,6 +60,9 @@ const preallocate: Stack = (file) => ({ driver: 'preallocate', 'prealloc-size': 
 
 blockDriverSuite('throttle', (size) => makeStack(size, throttle));
 blockDriverSuite('copy-on-read', (size) => makeStack(size, copyOnRead));
+blockDriverSuite('copy-before-write', (size) => makeStack(size, copyBeforeWrite), {
+  resizes: false, // the snapshot has the size that the node had
+});
 blockDriverSuite('preallocate', (size) => makeStack(size, preallocate));
 blockDriverSuite('blkdebug', (size) => makeStack(size, blkdebug));
 blockDriverSuite('blkverify', (size) => makeStack(size, blkverify));

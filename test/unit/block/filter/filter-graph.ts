@@ -11,6 +11,7 @@ import type { ChildEdge } from '../../../../src/block/edge.js';
 import { blkdebugDefinition } from '../../../../src/block/filter/blkdebug/driver.js';
 import { blklogwritesDefinition } from '../../../../src/block/filter/blklogwrites.js';
 import { blkverifyDefinition } from '../../../../src/block/filter/blkverify.js';
+import { createCopyBeforeWriteDriver } from '../../../../src/block/filter/copy-before-write.js';
 import { createCopyOnReadDriver } from '../../../../src/block/filter/copy-on-read.js';
 import { preallocateDefinition } from '../../../../src/block/filter/preallocate.js';
 import { createThrottleDriver } from '../../../../src/block/filter/throttle.js';
@@ -115,6 +116,7 @@ export function filterGraph(): FilterGraph {
   };
   const filters = [
     createThrottleDriver((name) => groups.get(name)),
+    createCopyBeforeWriteDriver((name) => graph.find(name)),
     createCopyOnReadDriver((name) => graph.find(name)),
     preallocateDefinition,
     blkdebugDefinition,

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+/** The command that copies a node as it is at one moment. */
+import * as qapi from '../../../protocol/qapi/backup.js';
+import type { Infer } from '../../../protocol/qapi/types.js';
+import { BlockError } from '../../base/errors.js';
+import { drained } from '../../block/drain.js';
+import type { BlockGraph } from '../../block/graph.js';
+import type { BlockNode } from '../../block/node.js';
+import { applyChanges, type Change } from '../../block/transaction.js';
+import { BackupJob } from '../../job/backup.js';
+import { checkBackup } from '../../job/backup-request.js';
+import type { JobRegistry } from '../../job/job-registry.js';
+import type { JobTransaction } from '../../job/job-transaction.js';
+import type { CommandRegistry } from '../registry.js';
+
+export interface BackupServices {
+  readonly graph: BlockGraph;
+  readonly jobs: JobRegistry;
+}
+
+type BackupArguments = Infer<typeof qapi.BlockdevBackup>;
+
+export function registerBackup(registry: CommandRegistry, services: BackupServices): void {
+  registry.register(qapi.BLOCKDEV_BACKUP, (args) => {
+    const source = services.graph.get(args.device);
+    return drained([source], () => applyChanges([backupStart(services, args)]));
+  });
+}
+
+/**
+ * The change that makes a backup job, and starts it when all others are prepared. The point in time
+ * is that of the drained section in which it happens.
+ * @param transaction jobs that end together with this one
+ */
+export function backupStart(
+  { graph, jobs }: BackupServices,
+  args: BackupArguments,
+  transaction?: JobTransaction,
+): Change {
+  let job: BackupJob | undefined;
+  return {
+    async prepare() {
+      const source = graph.get(args.device);
+      const target = graph.get(args.target);
+      checkTargetIdle(jobs, target);
+      const checked = checkBackup(requestOf(args, source, target));
+      const id = args['job-id'] ?? args.device;
+      const options = {
+        ...checked,
+        id,
+        filterNodeName: args['filter-node-name'],
+        onSourceError: args['on-source-error'] ?? 'report',
+        onTargetError: args['on-target-error'] ?? 'report',
+        onCbwError: args['on-cbw-error'],
+        cbwTimeoutMs: (args['cbw-timeout'] ?? 0) * 1000,
+        autoFinalize: args['auto-finalize'] ?? true,
+        autoDismiss: args['auto-dismiss'] ?? true,
+        ...(transaction !== undefined ? { transaction } : {}),
+      };
+      job = await jobs.create(id, () => BackupJob.create(graph, options, jobs));
+    },
+    commit() {
+      // A shut-down may have ended it already.
+      if (job?.state === 'created') job.start();
+    },
+    abort: () => job?.abandon(),
+  };
+}
+
+function requestOf(
+  args: BackupArguments,
+  source: BlockNode,
+  target: BlockNode,
+): Parameters<typeof checkBackup>[0] {
+  const perf = args['x-perf'] ?? {};
+  return {
+    source,
+    target,
+    sync: args.sync,
+    bitmap: args.bitmap,
+    bitmapMode: args['bitmap-mode'],
+    compress: args.compress ?? false,
+    speed: args.speed ?? 0,
+    maxWorkers: perf['max-workers'],
+    maxChunk: perf['max-chunk'],
+    minClusterSize: perf['min-cluster-size'],
+  };
+}
+
+/** Two jobs that write to one target would make it neither's. */
+function checkTargetIdle(jobs: JobRegistry, target: BlockNode): void {
+  for (const edge of target.parents) {
+    const job = jobs.jobOf(edge.parent);
+    if (job === undefined) continue;
+    throw new BlockError(
+      'DF_IN_USE',
+      `Node '${target.name}' is busy: block device is in use by block job: ${job.type}`,
+      { node: target.name },
+    );
+  }
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+/** The command that does several things at one moment, or none of them. */
+import * as qapi from '../../../protocol/qapi/transaction.js';
+import type { ArgumentsOf, Infer } from '../../../protocol/qapi/types.js';
+import { BlockError } from '../../base/errors.js';
+import {
+  clearingBitmap,
+  removingBitmap,
+  switchingBitmap,
+} from '../../block/bitmap/bitmap-changes.js';
+import { drained } from '../../block/drain.js';
+import { applyChanges, type Change } from '../../block/transaction.js';
+import { JobTransaction } from '../../job/job-transaction.js';
+import type { CommandRegistry } from '../registry.js';
+import { type BackupServices, backupStart } from './backup.js';
+import { bitmapAdd, bitmapMerge } from './bitmap.js';
+
+type Action = Infer<typeof qapi.TransactionAction>;
+
+export function registerTransaction(registry: CommandRegistry, services: BackupServices): void {
+  registry.register(qapi.TRANSACTION, (args) => runTransaction(services, args));
+}
+
+async function runTransaction(
+  services: BackupServices,
+  { actions, properties = {} }: ArgumentsOf<typeof qapi.TRANSACTION>,
+): Promise<void> {
+  const group = properties['completion-mode'] === 'grouped' ? new JobTransaction() : undefined;
+  const changes = actions.map((action) => changeOf(services, action, group));
+  const { graph } = services;
+  const nodes = actions.flatMap((action) => graph.find(nodeName(action)) ?? []);
+  // Nothing is written to any of the nodes between the first action and the last.
+  await drained(nodes, () => applyChanges(changes));
+}
+
+/** Name of the node whose moment it is; none for `abort`. */
+function nodeName(action: Action): string {
+  if (action.type === 'abort') return '';
+  return action.type === 'blockdev-backup' ? action.data.device : action.data.node;
+}
+
+function changeOf(
+  services: BackupServices,
+  action: Action,
+  group: JobTransaction | undefined,
+): Change {
+  if (action.type === 'blockdev-backup') return backupStart(services, action.data, group);
+  if (action.type === 'abort') return ABORT;
+  return group === undefined ? bitmapChange(services, action) : notGrouped(action.type);
+}
+
+type BitmapAction = Exclude<Action, { type: 'abort' | 'blockdev-backup' }>;
+
+function bitmapChange({ graph }: BackupServices, action: BitmapAction): Change {
+  switch (action.type) {
+    case 'block-dirty-bitmap-add':
+      return bitmapAdd(graph, action.data);
+    case 'block-dirty-bitmap-remove':
+      return removingBitmap(graph, action.data);
+    case 'block-dirty-bitmap-clear':
+      return clearingBitmap(graph, action.data);
+    case 'block-dirty-bitmap-enable':
+      return switchingBitmap(graph, action.data, 'enabled');
+    case 'block-dirty-bitmap-disable':
+      return switchingBitmap(graph, action.data, 'disabled');
+    case 'block-dirty-bitmap-merge':
+      return bitmapMerge(graph, action.data);
+  }
+}
+
+const ABORT: Change = {
+  prepare() {
+    throw new BlockError('DF_INVALID', 'Transaction aborted using Abort action');
+  },
+};
+
+function notGrouped(type: string): Change {
+  return {
+    prepare() {
+      throw new BlockError(
+        'DF_INVALID',
+        `Action '${type}' does not support Transaction property completion-mode = grouped`,
+      );
+    },
+  };
+}
