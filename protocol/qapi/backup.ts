@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Copies of a node as it is at one moment. @see QEMU's qapi/block-core.json */
+import { BitmapSyncMode } from './bitmaps.js';
 import { OnCbwError } from './block-core-options.js';
 import { BlockdevOnError } from './block-job.js';
 import {
@@ -24,15 +25,6 @@ export const BackupSyncMode = enumeration('BackupSyncMode', {
     none: 'only what is about to be overwritten, for as long as the job lasts',
     incremental: 'what is marked in the bitmap, as bitmap with the mode on-success',
     bitmap: 'what is marked in the bitmap',
-  },
-});
-
-export const BitmapSyncMode = enumeration('BitmapSyncMode', {
-  doc: 'What becomes of the marks of what was copied.',
-  values: {
-    'on-success': 'they are taken out when the job succeeds',
-    never: 'they stay',
-    always: 'they are taken out even when the job fails later',
   },
 });
 

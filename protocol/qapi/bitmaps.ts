@@ -5,6 +5,7 @@ import {
   array,
   bool,
   defineCommand,
+  enumeration,
   int,
   optional,
   required,
@@ -38,6 +39,15 @@ export const BlockDirtyInfo = struct('BlockDirtyInfo', {
     inconsistent: optional(bool, 'it was not stored properly and can only be removed', {
       default: 'false',
     }),
+  },
+});
+
+export const BitmapSyncMode = enumeration('BitmapSyncMode', {
+  doc: 'What becomes of the marks of what was copied.',
+  values: {
+    'on-success': 'they are taken out when the job succeeds',
+    never: 'they stay',
+    always: 'they are taken out even when the job fails later',
   },
 });
 

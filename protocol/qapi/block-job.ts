@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Jobs on nodes. @see QEMU's qapi/block-core.json */
+import { BitmapSyncMode } from './bitmaps.js';
 import { BlockErrorAction } from './block-core.js';
 import { BlockDeviceIoStatus } from './block-nodes-info.js';
 import { IoOperationType } from './common.js';
@@ -36,6 +37,8 @@ export const MirrorSyncMode = enumeration('MirrorSyncMode', {
     top: 'what the source itself has, without its backing chain',
     full: 'all that the source shows',
     none: 'nothing: only what is written from now on',
+    incremental: 'what is marked in the bitmap, as bitmap with the mode on-success',
+    bitmap: 'what is marked in the bitmap: the target has the rest already',
   },
 });
 
@@ -57,6 +60,13 @@ export const BLOCKDEV_MIRROR = defineCommand({
       default: 'the source',
     }),
     sync: required(MirrorSyncMode, 'what is copied at the start'),
+    bitmap: optional(str, 'name of a bitmap of the source, for the modes that need one'),
+    'bitmap-mode': optional(BitmapSyncMode, 'what becomes of the marks; needed with a bitmap', {
+      default: 'on-success where sync is incremental',
+    }),
+    'target-is-zero': optional(bool, 'the target reads as zeroes: none are written at the start', {
+      default: 'false',
+    }),
     speed: optional(int64, speedDoc, { default: '0' }),
     granularity: optional(uint32, 'bytes that are tracked together, a power of two', {
       default: "the target's cluster size, from 4 KiB to 64 KiB; otherwise 64 KiB",

@@ -22,6 +22,7 @@ import type { BlockNode } from '../block/node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ } from '../block/permissions.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
 import { CopyLoop } from './copy-loop.js';
+import type { BitmapSyncMode } from './sync-bitmap.js';
 
 /** Data request, bytes: measured as the best against a loopback server. */
 const CHUNK_LENGTH = 256 * KIB;
@@ -32,8 +33,6 @@ const STATUS_STEP = 1024 * MIB;
 
 /** `bitmap`: what is marked in the bitmap. */
 export type BackupSync = 'full' | 'top' | 'none' | 'bitmap';
-/** When the bitmap forgets what was copied: when all was, never, or also what was before a failure. */
-export type BitmapSyncMode = 'on-success' | 'never' | 'always';
 
 export interface BackupOptions extends BlockJobOptions {
   readonly source: BlockNode;

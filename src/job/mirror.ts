@@ -11,7 +11,7 @@ import { BlockError } from '../base/errors.js';
 import { RateLimit } from '../base/rate-limit.js';
 import { BlockBackend } from '../block/backend.js';
 import { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
-import { STATUS_ALLOCATED } from '../block/block-driver.js';
+import { STATUS_ALLOCATED, STATUS_ZERO } from '../block/block-driver.js';
 import { chainStatus } from '../block/block-status.js';
 import { drained } from '../block/drain.js';
 import type { EdgeParent } from '../block/edge.js';
@@ -28,6 +28,7 @@ import {
 } from '../block/permissions.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
 import { CopyLoop, type CopyLoopOptions } from './copy-loop.js';
+import type { BitmapSyncMode } from './sync-bitmap.js';
 
 /** Data request, bytes: measured as the best against a loopback server. */
 const CHUNK_LENGTH = 256 * 1024;
@@ -40,12 +41,18 @@ const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
 /** Time for catching up before the drained section copies whatever is left, milliseconds. */
 const CATCH_UP_MS = 5_000;
 
-export type MirrorSync = 'full' | 'top' | 'none';
+/** `bitmap`: what is marked in the bitmap. */
+export type MirrorSync = 'full' | 'top' | 'none' | 'bitmap';
 
 export interface MirrorOptions extends BlockJobOptions {
   readonly source: BlockNode;
   readonly target: BlockNode;
   readonly sync: MirrorSync;
+  /** Of the source. Frozen while the job runs; what is written meanwhile its successor records. */
+  readonly bitmap?: DirtyBitmap | undefined;
+  readonly bitmapMode?: BitmapSyncMode | undefined;
+  /** The target reads as zeroes when the job is made; what is zero in the source is left out. */
+  readonly targetIsZero?: boolean | undefined;
   /** Node whose users the pivot moves to the target; the source when absent. */
   readonly replaces?: BlockNode;
   readonly filterNodeName?: string;
@@ -67,8 +74,12 @@ export class MirrorJob extends BlockJob {
   readonly #targetBackend: BlockBackend;
   readonly #bitmap: DirtyBitmap;
   readonly #loop: CopyLoop;
+  /** Until it is given back. */
+  #syncBitmap: DirtyBitmap | undefined;
   #filter: BlockNode | undefined;
   #pivot = false;
+  /** The job's own bitmap says what there is to copy. */
+  #began = false;
   #wakeReady: (() => void) | undefined;
 
   /** @throws BlockError when the nodes can't be what they are meant to be; nothing has changed then */
@@ -125,6 +136,9 @@ export class MirrorJob extends BlockJob {
         shared: PERM_ALL & ~PERM_RESIZE,
       });
       this.source.trackers.push(this.#bitmap);
+      // In the same instant: a write is marked before it in the bitmap, after it by both others.
+      this.#options.bitmap?.createSuccessor();
+      this.#syncBitmap = this.#options.bitmap;
     } catch (error) {
       await this.#takeDown(undefined);
       await this.clean();
@@ -134,6 +148,7 @@ export class MirrorJob extends BlockJob {
 
   protected override async run(): Promise<void> {
     await this.#findInitialDirty();
+    this.#began = true;
     this.#progress(0);
     for (;;) {
       await this.pausePoint();
@@ -195,6 +210,7 @@ export class MirrorJob extends BlockJob {
       });
       await rest.run(() => false);
       await this.target.flush();
+      this.#returnBitmap({ copied: true });
     });
   }
 
@@ -219,6 +235,7 @@ export class MirrorJob extends BlockJob {
     await graph.exclusive(() =>
       drained([filter, this.source, this.target, replaced], async () => {
         await lastCopies?.();
+        this.#returnBitmap({ copied: false });
         if (this.#pivot) await this.#relaxTarget();
         const direct = this.#pivot && replaced === this.source;
         await removeFilterLocked(graph, filter, direct ? this.target : this.source);
@@ -234,6 +251,25 @@ export class MirrorJob extends BlockJob {
     );
   }
 
+  /**
+   * Gives the bitmap back in the instant in which the mirror stops following the source, so that it
+   * marks where source and target differ from then on; or, as its mode says, its old marks as well.
+   */
+  #returnBitmap({ copied }: { readonly copied: boolean }): void {
+    const bitmap = this.#syncBitmap;
+    if (bitmap === undefined) return;
+    this.#syncBitmap = undefined;
+    const { bitmapMode = 'on-success' } = this.#options;
+    const forget = copied ? bitmapMode !== 'never' : bitmapMode === 'always' && this.#began;
+    if (!forget) {
+      bitmap.reclaim();
+      return;
+    }
+    const successor = bitmap.abdicate();
+    successor.clear();
+    successor.merge(this.#bitmap);
+  }
+
   /** The target's new users want what the job took for itself. */
   async #relaxTarget(): Promise<void> {
     const edge = this.#targetBackend.root;
@@ -244,18 +280,26 @@ export class MirrorJob extends BlockJob {
   }
 
   async #findInitialDirty(): Promise<void> {
-    const { sync } = this.#options;
+    const { sync, targetIsZero } = this.#options;
     const { size } = this.source;
-    if (sync === 'full') this.#bitmap.setDirty(0, size);
-    if (sync !== 'top') return;
-    const base = this.source.children.get('backing')?.node;
+    if (sync === 'none') return;
+    if (sync === 'bitmap') {
+      if (this.#syncBitmap !== undefined) this.#bitmap.merge(this.#syncBitmap);
+      return;
+    }
+    if (sync === 'full' && targetIsZero !== true) {
+      this.#bitmap.setDirty(0, size);
+      return;
+    }
+    const backing = this.source.children.get('backing')?.node;
+    const base = sync === 'top' ? backing : undefined;
     for (let offset = 0; offset < size && !this.cancelRequested; ) {
       await this.pausePoint();
       const length = Math.min(STATUS_STEP, size - offset);
       const extent = await chainStatus(this.source, offset, length, base);
-      if (base === undefined || (extent.flags & STATUS_ALLOCATED) !== 0) {
-        this.#bitmap.setDirty(offset, extent.length);
-      }
+      const belongs = base === undefined || (extent.flags & STATUS_ALLOCATED) !== 0;
+      const there = targetIsZero === true && (extent.flags & STATUS_ZERO) !== 0;
+      if (belongs && !there) this.#bitmap.setDirty(offset, extent.length);
       offset += extent.length;
     }
   }

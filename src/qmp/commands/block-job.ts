@@ -7,6 +7,7 @@ import { MIB } from '../../base/limits.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import { MIRROR_WINDOW_DEFAULT, MirrorJob } from '../../job/mirror.js';
+import { checkSyncBitmap } from '../../job/sync-bitmap.js';
 import type { CommandRegistry } from '../registry.js';
 
 /** QEMU's bounds of a mirror's granularity, bytes. */
@@ -36,6 +37,17 @@ async function startMirror(
     throw new BlockError('DF_INVALID', "Parameter 'speed' expects a non-negative value");
   const bufSize = args['buf-size'] ?? 0;
   if (bufSize < 0) throw new BlockError('DF_INVALID', "Invalid parameter 'buf-size'");
+  const { sync } = args;
+  const { bitmap, mode } = checkSyncBitmap({
+    source,
+    sync,
+    bitmap: args.bitmap,
+    bitmapMode: args['bitmap-mode'],
+  });
+  const targetIsZero = args['target-is-zero'] ?? false;
+  if (targetIsZero && sync !== 'full' && sync !== 'top') {
+    throw new BlockError('DF_INVALID', `target-is-zero has no meaning with sync mode '${sync}'`);
+  }
   const id = args['job-id'] ?? args.device;
   await jobs.run(id, () =>
     MirrorJob.create(
@@ -44,7 +56,10 @@ async function startMirror(
         id,
         source,
         target,
-        sync: args.sync,
+        sync: sync === 'incremental' ? 'bitmap' : sync,
+        bitmap,
+        bitmapMode: mode,
+        targetIsZero,
         ...(replaces !== undefined ? { replaces } : {}),
         ...(args['filter-node-name'] !== undefined
           ? { filterNodeName: args['filter-node-name'] }

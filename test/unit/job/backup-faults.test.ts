@@ -11,9 +11,10 @@ import { BlockBackend } from '../../../src/block/backend.js';
 import { addBitmap } from '../../../src/block/bitmap/node-bitmaps.js';
 import { drained } from '../../../src/block/drain.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../src/block/permissions.js';
-import { BackupJob, type BitmapSyncMode } from '../../../src/job/backup.js';
+import { BackupJob } from '../../../src/job/backup.js';
 import type { Job } from '../../../src/job/job.js';
 import { JobRegistry } from '../../../src/job/job-registry.js';
+import type { BitmapSyncMode } from '../../../src/job/sync-bitmap.js';
 import { patternBytes } from '../../support/images.js';
 import { memoryGraph } from '../../support/memory-driver.js';
 

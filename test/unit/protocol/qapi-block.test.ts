@@ -48,6 +48,9 @@ const OURS_OR_NEWER = [
   'blockdev-add(copy-before-write).min-cluster-size', // QEMU 9.2
   'blockdev-reopen.options[](copy-before-write).min-cluster-size', // QEMU 9.2
   'blockdev-backup.x-perf.min-cluster-size', // QEMU 9.2
+  'blockdev-mirror.bitmap', // ours
+  'blockdev-mirror.bitmap-mode', // ours
+  'blockdev-mirror.target-is-zero', // QEMU 10.1
   'blockdev-backup.on-cbw-error', // newer
   'blockdev-backup.cbw-timeout', // newer
   'transaction.actions[](blockdev-backup).data.x-perf.min-cluster-size', // QEMU 9.2
