@@ -106,6 +106,9 @@ export const BlockJobInfo = struct('BlockJobInfo', {
     status: required(JobStatus, 'its state'),
     'auto-finalize': required(bool, 'it does not wait for block-job-finalize'),
     'auto-dismiss': required(bool, 'it does not wait for block-job-dismiss'),
+    remaining: required(int, 'what is left to do, as known now, bytes'),
+    rate: required(int, 'bytes a second over the last seconds'),
+    'time-left': optional(int, 'seconds that the rest takes at this rate; absent: nothing moves'),
     error: optional(str, 'why it failed'),
   },
 });

@@ -92,6 +92,9 @@ export const JobInfo = struct('JobInfo', {
     status: required(JobStatus, 'its state'),
     'current-progress': required(int, 'what has been done, bytes'),
     'total-progress': required(int, 'what there is to do, as known now, bytes'),
+    remaining: required(int, 'what is left to do, as known now, bytes'),
+    rate: required(int, 'bytes a second over the last seconds'),
+    'time-left': optional(int, 'seconds that the rest takes at this rate; absent: nothing moves'),
     error: optional(str, 'why it failed'),
   },
 });

@@ -8,6 +8,7 @@ import { BlockError, toError } from '../base/errors.js';
 import type { EdgeParent } from '../block/edge.js';
 import { type JobState, type JobVerb, NEXT_STATES, STATES_OF_VERB } from './job-tables.js';
 import { JobTransaction } from './job-transaction.js';
+import { ProgressMeter } from './progress-meter.js';
 
 export interface JobOptions {
   readonly id: string;
@@ -32,9 +33,10 @@ export abstract class Job {
   readonly autoDismiss: boolean;
   readonly transaction: JobTransaction;
   readonly observer: JobObserver;
-  /** Work done and work known, bytes where the kind copies bytes. */
-  progressCurrent = 0;
+  /** Work known, done or not: bytes where the kind copies bytes. */
   progressTotal = 0;
+  #progressCurrent = 0;
+  readonly #meter = new ProgressMeter(() => performance.now());
   /** It has been ready before: coming back from standby is no news. */
   wasReady = false;
   #state: JobState = 'created';
@@ -61,6 +63,21 @@ export abstract class Job {
       this.#concluded = resolve;
     });
     this.transaction.add(this);
+  }
+
+  /** Work done, in the unit of `progressTotal`. */
+  get progressCurrent(): number {
+    return this.#progressCurrent;
+  }
+
+  set progressCurrent(done: number) {
+    this.#progressCurrent = done;
+    this.#meter.note(done);
+  }
+
+  /** Work done a second over the last few seconds; 0 when there was none. */
+  get progressRate(): number {
+    return this.#meter.rate(this.#progressCurrent);
   }
 
   /** The work. Calls `pausePoint` between steps; returns when done, or early when `cancelled`. */

@@ -85,6 +85,7 @@ function describeJob(job: Job): Output<typeof qapi.JobInfo> {
     status: job.state,
     'current-progress': job.progressCurrent,
     'total-progress': job.progressTotal,
+    ...describeRate(job),
     ...describeError(job),
   };
 }
@@ -99,8 +100,16 @@ function describeBlockJob(job: BlockJob): Output<typeof blockJob.BlockJobInfo> {
     status: job.state,
     'auto-finalize': job.autoFinalize,
     'auto-dismiss': job.autoDismiss,
+    ...describeRate(job),
     ...describeError(job),
   };
+}
+
+/** What is left, how fast it goes, and so how long it takes, unless nothing moves. */
+function describeRate(job: Job): { remaining: number; rate: number; 'time-left'?: number } {
+  const remaining = Math.max(0, job.progressTotal - job.progressCurrent);
+  const rate = job.progressRate;
+  return { remaining, rate, ...(rate > 0 ? { 'time-left': Math.ceil(remaining / rate) } : {}) };
 }
 
 function describeError(job: Job): { error?: string } {

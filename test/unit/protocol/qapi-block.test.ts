@@ -58,6 +58,12 @@ const OURS_OR_NEWER = [
   'transaction.actions[](blockdev-backup).data.cbw-timeout', // newer
   'query-named-block-nodes->[].active', // QEMU 10.0
   'query-block->[].inserted.active', // QEMU 10.0
+  'query-jobs->[].remaining', // ours
+  'query-jobs->[].rate', // ours
+  'query-jobs->[].time-left', // ours
+  'query-block-jobs->[].remaining', // ours
+  'query-block-jobs->[].rate', // ours
+  'query-block-jobs->[].time-left', // ours
   'query-block-jobs->[].type: enum instead of builtin', // QEMU 8.2
 ];
 
