@@ -38,6 +38,8 @@ export const MIRROR_WINDOW_DEFAULT = 16 * CHUNK_LENGTH;
 const STATUS_STEP = 1 << 30;
 /** Dirty bytes that may be left for the drained section; its users wait that long. */
 const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
+/** Time that a writer gets to pause before little dirt counts as none, milliseconds. */
+const NEARLY_READY_MS = 250;
 /** Time for catching up before the drained section copies whatever is left, milliseconds. */
 const CATCH_UP_MS = 5_000;
 
@@ -80,6 +82,8 @@ export class MirrorJob extends BlockJob {
   #pivot = false;
   /** The job's own bitmap says what there is to copy. */
   #began = false;
+  /** Since when, and since which write, no more than FINAL_DIRTY_MAX is dirty. */
+  #littleLeft: { readonly since: number; readonly generation: number } | undefined;
   #wakeReady: (() => void) | undefined;
 
   /** @throws BlockError when the nodes can't be what they are meant to be; nothing has changed then */
@@ -153,8 +157,10 @@ export class MirrorJob extends BlockJob {
     for (;;) {
       await this.pausePoint();
       if (this.#ending) return;
-      const end = await this.#loop.run(() => this.shouldYield || this.#ending || this.#nearlyReady);
-      if (this.state === 'running' && (end === 'clean' || this.#nearlyReady)) {
+      const end = await this.#loop.run(
+        () => this.shouldYield || this.#ending || this.#nearlyReady(),
+      );
+      if (this.state === 'running' && (end === 'clean' || this.#nearlyReady())) {
         this.setState('ready');
         continue;
       }
@@ -164,11 +170,18 @@ export class MirrorJob extends BlockJob {
   }
 
   /**
-   * A writer that never pauses leaves something dirty at every instant. So little is left that the
-   * drained section at the end copies it in no time: that is in sync.
+   * A writer that never pauses leaves something dirty at every instant. When it keeps at it, and so
+   * little is left that the drained section at the end copies it in no time, that is in sync.
    */
-  get #nearlyReady(): boolean {
-    return this.state === 'running' && this.#bitmap.count <= FINAL_DIRTY_MAX;
+  #nearlyReady(): boolean {
+    if (this.state !== 'running' || this.#bitmap.count > FINAL_DIRTY_MAX) {
+      this.#littleLeft = undefined;
+      return false;
+    }
+    const generation = this.source.writeGeneration;
+    this.#littleLeft ??= { since: performance.now(), generation };
+    if (this.#littleLeft.generation === generation) return false;
+    return performance.now() - this.#littleLeft.since >= NEARLY_READY_MS;
   }
 
   /** Time to leave the loop: told to pivot, or cancelled. The rest is copied in `prepare`. */
