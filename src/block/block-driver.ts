@@ -163,6 +163,11 @@ export interface BlockDriver {
   prepareReopen?(options: NodeOptions): MaybePromise<void>;
   commitReopen?(): void;
   abortReopen?(): void;
+  /**
+   * blockdev-reopen has put another node in a child's place (undefined: none); called before
+   * `commitReopen`. A driver without it keeps its children for life.
+   */
+  childReplaced?(key: string, edge: ChildEdge | undefined): void;
 
   /** The string that QEMU shows as `file`/`filename`: a path, a json: description, or ''. */
   readonly filename: string;

@@ -28,11 +28,23 @@ interface Step {
 export function reopenNodes(graph: BlockGraph, list: readonly DriverOptions[]): Promise<void> {
   return graph.exclusive(() => {
     const steps = list.map((given) => plan(graph, given));
+    checkOnce(steps);
     return drained(
       steps.map(({ node }) => node),
       () => carryOut(graph, steps),
     );
   });
+}
+
+/** Of two wishes for one node, parts of both would come true. */
+function checkOnce(steps: readonly Step[]): void {
+  const seen = new Set<BlockNode>();
+  for (const { node } of steps) {
+    if (seen.has(node)) {
+      throw new BlockError('DF_INVALID', `Node '${node.name}' is given twice`, { node: node.name });
+    }
+    seen.add(node);
+  }
 }
 
 function plan(graph: BlockGraph, given: DriverOptions): Step {
@@ -63,17 +75,22 @@ function planChild(
   const value = given[child.key];
   const old = node.children.get(child.key);
   if (value === undefined) return [];
-  if (value === null) {
-    if (child.required) throw cannotChange(child.key);
-    return old === undefined ? [] : [{ key: child.key, old, next: undefined }];
-  }
-  if (typeof value === 'object') {
+  if (value === null && child.required) throw cannotChange(child.key);
+  if (typeof value === 'object' && value !== null) {
     // An inline definition describes the child that is there; it can't make another.
     if (old !== undefined && (value as DriverOptions)['node-name'] === old.node.name) return [];
     throw cannotChange(child.key);
   }
-  const next = graph.get(String(value));
-  return next === old?.node ? [] : [{ key: child.key, old, next }];
+  const next = value === null ? undefined : graph.get(String(value));
+  if (next === old?.node) return [];
+  if (node.driver.childReplaced === undefined) {
+    throw new BlockError(
+      'DF_NOT_SUPPORTED',
+      `Block format '${node.driver.name}' used by node '${node.name}' does not support reopening files`,
+      { node: node.name },
+    );
+  }
+  return [{ key: child.key, old, next }];
 }
 
 const cannotChange = (key: string): BlockError =>
@@ -115,11 +132,6 @@ async function prepareStep(
   undo.push(() => {
     node.options = before;
   });
-  if (node.driver.prepareReopen !== undefined) {
-    await node.driver.prepareReopen(after);
-    undo.push(() => node.driver.abortReopen?.());
-    commit.push(() => node.driver.commitReopen?.());
-  }
   for (const { key, old, next } of step.children) {
     const edge = next === undefined ? undefined : await newChild(graph, node, key, next);
     if (edge === undefined) node.children.delete(key);
@@ -129,19 +141,39 @@ async function prepareStep(
       else node.children.set(key, old);
       if (edge !== undefined) await graph.removeEdge(edge);
     });
+    commit.push(() => node.driver.childReplaced?.(key, edge));
     if (old !== undefined) commit.push(() => graph.removeEdge(old));
+  }
+  if (node.driver.prepareReopen !== undefined) {
+    await node.driver.prepareReopen(after);
+    undo.push(() => node.driver.abortReopen?.());
+    commit.push(() => node.driver.commitReopen?.());
   }
 }
 
-function newChild(
+async function newChild(
   graph: BlockGraph,
   node: BlockNode,
   key: string,
   next: BlockNode,
 ): Promise<ChildEdge> {
+  if (reaches(next, node)) {
+    throw new BlockError(
+      'DF_INVALID',
+      `Making '${next.name}' a ${key} child of '${node.name}' would create a cycle`,
+      { node: node.name },
+    );
+  }
   const definition = graph.drivers.get(node.driver.name);
   const role = definition.children.find((child) => child.key === key)?.role ?? 'child';
   return graph.addEdge(node, next, { name: key, role, ...UNUSED });
+}
+
+/** True when `node` is `from`, or below it. */
+function reaches(from: BlockNode, node: BlockNode): boolean {
+  if (from === node) return true;
+  for (const edge of from.children.values()) if (reaches(edge.node, node)) return true;
+  return false;
 }
 
 const BASE_OPTIONS = new Set([

@@ -2,7 +2,7 @@
 /** Backups of a disk in use, into other people's servers, by the QMP dialogues of managers. */
 import { copyFile, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import { NbdClient } from '../../src/nbd.js';
 import { waitUntil } from '../support/daemon.js';
 import { firstDifference, KIB, MIB, patternBytes } from '../support/images.js';
@@ -52,6 +52,8 @@ async function serveTarget(
     ],
   }[peer];
   const server = spawnTracked(peer, args);
+  // Some of them are stopped by then, and deaf to anything less.
+  onTestFinished(() => void server.kill('SIGKILL'));
   const node = {
     driver: 'nbd',
     'node-name': 'target',

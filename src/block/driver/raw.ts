@@ -138,11 +138,16 @@ class RawDriver implements BlockDriver {
 
   /** @param options the node's new NodeOptions, from blockdev-reopen */
   prepareReopen(options: unknown): void {
-    this.#nextWindow = parseWindow((options as NodeOptions).given, this.#file.size);
+    // The child may be another one by now.
+    const { size } = this.#context.child('file');
+    this.#nextWindow = parseWindow((options as NodeOptions).given, size);
+  }
+
+  childReplaced(_key: string, edge: ChildEdge): void {
+    this.#file = edge;
   }
 
   commitReopen(): void {
-    this.#file = this.#context.child('file');
     this.#window = this.#nextWindow ?? this.#window;
     this.#limitsBelow = undefined;
     this.abortReopen();

@@ -171,16 +171,8 @@ export class CopyBeforeWriteDriver extends PassThroughDriver {
     for (const release of this.#waiting) release();
   }
 
-  /** Children and options stay as they are: another point in time takes another filter. */
+  /** Options stay as they are, as do children: another point in time takes another filter. */
   prepareReopen({ given }: NodeOptions): void {
-    for (const [key, edge] of [
-      ['file', this.child],
-      ['target', this.target],
-    ] as const) {
-      const value = given[key];
-      const name = typeof value === 'string' ? value : (value as DriverOptions)['node-name'];
-      if (name !== undefined && name !== edge.node.name) throw cannotChange(key);
-    }
     const { onCbwError = 'break-guest-write', timeoutMs = 0, clusterLength } = this.#options;
     if ((given['on-cbw-error'] ?? 'break-guest-write') !== onCbwError) {
       throw cannotChange('on-cbw-error');

@@ -16,22 +16,22 @@ import { PERM_RESIZE } from '../permissions.js';
 class ChildFeatures implements DriverFeatures {
   readonly fua = true;
   readonly backing = false;
-  readonly #child: ChildEdge;
+  readonly #child: () => ChildEdge;
 
-  constructor(child: ChildEdge) {
+  constructor(child: () => ChildEdge) {
     this.#child = child;
   }
 
   get writeZeroes(): boolean {
-    return this.#child.node.driver.features.writeZeroes;
+    return this.#child().node.driver.features.writeZeroes;
   }
 
   get discard(): boolean {
-    return this.#child.node.driver.features.discard;
+    return this.#child().node.driver.features.discard;
   }
 
   get multiConn(): boolean {
-    return this.#child.node.driver.features.multiConn;
+    return this.#child().node.driver.features.multiConn;
   }
 }
 
@@ -41,9 +41,9 @@ export class PassThroughDriver implements BlockDriver {
 
   constructor(
     readonly name: string,
-    protected readonly child: ChildEdge,
+    protected child: ChildEdge,
   ) {
-    this.features = new ChildFeatures(child);
+    this.features = new ChildFeatures(() => this.child);
   }
 
   get limits(): BlockLimits {

@@ -87,6 +87,10 @@ class ThrottleDriver extends PassThroughDriver {
     this.#member.resumeLimits();
   }
 
+  childReplaced(_key: string, edge: ChildEdge): void {
+    this.child = edge;
+  }
+
   prepareReopen(options: NodeOptions): void {
     this.#next = findGroup(this.#lookup, options.given);
   }

@@ -260,8 +260,10 @@ describe('copy-before-write', () => {
     const { add, graph } = await makeBench();
     await add(FILTER);
     await reopenNodes(graph, [FILTER]);
+    await expect(reopenNodes(graph, [{ ...FILTER, target: 'source' }])).rejects.toThrow(
+      "Block format 'copy-before-write' used by node",
+    );
     for (const [key, value] of [
-      ['target', 'source'],
       ['cbw-timeout', 3],
       ['on-cbw-error', 'break-snapshot'],
       ['min-cluster-size', 1 << 20],
