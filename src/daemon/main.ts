@@ -46,11 +46,13 @@ function fail(reason: string, report: ReadinessReport | undefined): void {
 }
 
 async function background({ actions }: DaemonOptions): Promise<void> {
+  // A copy: the second process takes them as ours, under our pid.
+  const activated = takeActivationSockets({ ...process.env }, process.pid).map(({ fd }) => fd);
   const result = await startInBackground({
     execPath: process.execPath,
     args: [...process.execArgv, ...process.argv.slice(1)],
     env: process.env,
-    inheritFds: descriptorsOf(actions),
+    inheritFds: [...new Set([...activated, ...descriptorsOf(actions)])],
   });
   if (!result.ready) fail(result.reason, undefined);
   process.exit(0);
@@ -82,7 +84,9 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
   });
   if (report !== undefined) process.umask(DAEMON_UMASK);
   try {
-    daemon.namedSockets = takeActivationSockets(process.env, process.pid);
+    // A daemon in the background was started by the process that the sockets were passed to.
+    const owner = report === undefined ? process.pid : process.ppid;
+    daemon.namedSockets = takeActivationSockets(process.env, owner);
     // Monitors last: a command must not find half of what the command line asks for.
     const isMonitor = ({ kind }: OptionAction): boolean => kind === 'monitor';
     for (const action of options.actions.filter((one) => !isMonitor(one))) {

@@ -57,6 +57,26 @@ describe('a socket of the service manager', () => {
     child.kill('SIGTERM');
     expect(await exited).toBe(0);
   });
+
+  it.each(['3', 'nbd'])('is handed on to a daemon in the background as %s', async (str) => {
+    const scope = testScope();
+    const dir = await scope.tempDir();
+    const path = await imageIn(dir);
+    const [socket, pidfile, copy] = ['nbd.sock', 'pid', 'copy.img'].map((n) =>
+      String(join(dir, n)),
+    );
+    const { program, args } = daemonCommand();
+    const options = [...blockdev(path), '--nbd-server', `addr.type=fd,addr.str=${str}`];
+    await runPeer('python3', [
+      ...['-c', ACTIVATE, String(socket), program, ...args, ...options, ...exported],
+      ...['--pidfile', String(pidfile), '--daemonize'],
+    ]);
+    const pid = Number(await readFile(String(pidfile), 'utf8'));
+    scope.defer(() => process.kill(pid, 'SIGTERM'));
+    const uri = `nbd+unix:///disk?socket=${socket}`;
+    await runPeer('qemu-img', ['convert', '-f', 'raw', '-O', 'raw', uri, String(copy)]);
+    expect((await readFile(String(copy))).equals(await readFile(path))).toBe(true);
+  });
 });
 
 describe('NBD over WebSocket', () => {
