@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** What a node has done, by kind of operation. @see qapi BlockDeviceStats */
-import { LatencyHistogram } from './latency-histogram.js';
+import type { LatencyHistogram } from './latency-histogram.js';
 
 export type IoOperation = 'read' | 'write' | 'flush' | 'unmap';
 export const IO_OPERATIONS: readonly IoOperation[] = ['read', 'write', 'flush', 'unmap'];
@@ -76,12 +76,10 @@ export class NodeStatistics {
 
   /**
    * Counts latencies of one kind of operation from now on, from zero.
-   * @param boundaries nanoseconds, strictly ascending; undefined stops counting
-   * @throws BlockError DF_INVALID
+   * @param histogram an empty one; undefined stops counting
    */
-  setHistogram(operation: IoOperation, boundaries: readonly number[] | undefined): void {
-    this[operation].histogram =
-      boundaries === undefined ? undefined : new LatencyHistogram(boundaries);
+  setHistogram(operation: IoOperation, histogram: LatencyHistogram | undefined): void {
+    this[operation].histogram = histogram;
   }
 
   #account(counters: OperationCounters, started: number): void {

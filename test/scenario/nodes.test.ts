@@ -173,6 +173,9 @@ describe('a node', () => {
     expect(after.rd_operations).toBeGreaterThan(0);
     expect(total(after.rd_latency_histogram)).toBe(after.rd_operations);
     expect(total(after.flush_latency_histogram)).toBe(after.flush_operations);
+    const bad = { id: 'disk', boundaries: [5], 'boundaries-write': [9, 3] };
+    await expect(qmp.execute('block-latency-histogram-set', bad)).rejects.toThrow();
+    expect(await stats(qmp, 'disk')).toMatchObject({ rd_latency_histogram: { boundaries } });
     await qmp.execute('block-latency-histogram-set', { id: 'disk' });
     expect(await stats(qmp, 'disk')).not.toHaveProperty('wr_latency_histogram');
   });

@@ -5,6 +5,7 @@ import { BlockError } from '../../base/errors.js';
 import type { DriverOptions } from '../../block/block-driver.js';
 import type { EdgeParent } from '../../block/edge.js';
 import type { BlockGraph } from '../../block/graph.js';
+import { LatencyHistogram } from '../../block/latency-histogram.js';
 import { openNode } from '../../block/open-node.js';
 import { reopenNodes } from '../../block/reopen.js';
 import { resizeNode } from '../../block/resize.js';
@@ -92,7 +93,7 @@ function registerNodeSettings(registry: CommandRegistry, services: BlockServices
   registry.register(qapi.BLOCK_SET_WRITE_THRESHOLD, (args) => {
     const node = graph.find(args['node-name']);
     if (node === undefined) {
-      throw new BlockError('DF_NODE_NOT_FOUND', `Device '${args['node-name']}' not found`);
+      throw new BlockError('DF_NOT_FOUND', `Device '${args['node-name']}' not found`);
     }
     node.writeThreshold = Number(args['write-threshold']);
   });
@@ -102,14 +103,18 @@ function registerNodeSettings(registry: CommandRegistry, services: BlockServices
     const { boundaries } = args;
     const all = args['boundaries-read'] ?? args['boundaries-write'] ?? args['boundaries-flush'];
     const clearsAll = boundaries === undefined && all === undefined;
-    const set = (operation: 'read' | 'write' | 'flush', own: typeof boundaries): void => {
-      const wanted = own ?? boundaries;
-      if (wanted === undefined && !clearsAll) return;
-      node.stats.setHistogram(operation, wanted?.map(Number));
-    };
-    set('read', args['boundaries-read']);
-    set('write', args['boundaries-write']);
-    set('flush', args['boundaries-flush']);
+    const wanted = [
+      ['read', args['boundaries-read'] ?? boundaries],
+      ['write', args['boundaries-write'] ?? boundaries],
+      ['flush', args['boundaries-flush'] ?? boundaries],
+    ] as const;
+    const made = wanted.map(([operation, own]) => {
+      return { operation, histogram: own && new LatencyHistogram(own.map(Number)) };
+    });
+    // All are right: none is set when one is wrong.
+    for (const { operation, histogram } of made) {
+      if (histogram !== undefined || clearsAll) node.stats.setHistogram(operation, histogram);
+    }
   });
   registry.register(qapi.BLOCK_PASSWD, () => {
     throw new BlockError('DF_INVALID', 'Setting block passwords directly is no longer supported');

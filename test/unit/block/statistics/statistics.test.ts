@@ -61,7 +61,7 @@ it.each([[[10, 10]], [[50, 10]], [[0, 10]]])('refuses the boundaries %j', (bound
 
 it('counts latencies from when a histogram is set until it is taken away', () => {
   const { stats, pass } = timed();
-  stats.setHistogram('write', [1e6]);
+  stats.setHistogram('write', new LatencyHistogram([1e6]));
   const started = stats.start();
   pass(2);
   stats.done('write', 0, 1, started);
