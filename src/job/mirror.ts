@@ -223,13 +223,20 @@ export class MirrorJob extends BlockJob {
       });
       await rest.run(() => false);
       await this.target.flush();
-      this.#returnBitmap({ copied: true });
     });
+  }
+
+  protected override async commit(): Promise<void> {
+    this.#returnBitmap({ copied: true });
   }
 
   protected override async abort(): Promise<void> {
     this.#pivot = false;
-    await this.#takeDown(undefined);
+    try {
+      await this.#takeDown(undefined);
+    } finally {
+      this.#returnBitmap({ copied: false });
+    }
   }
 
   protected override async clean(): Promise<void> {
@@ -248,7 +255,6 @@ export class MirrorJob extends BlockJob {
     await graph.exclusive(() =>
       drained([filter, this.source, this.target, replaced], async () => {
         await lastCopies?.();
-        this.#returnBitmap({ copied: false });
         if (this.#pivot) await this.#relaxTarget();
         const direct = this.#pivot && replaced === this.source;
         await removeFilterLocked(graph, filter, direct ? this.target : this.source);
@@ -265,8 +271,8 @@ export class MirrorJob extends BlockJob {
   }
 
   /**
-   * Gives the bitmap back in the instant in which the mirror stops following the source, so that it
-   * marks where source and target differ from then on; or, as its mode says, its old marks as well.
+   * Gives the bitmap back. The job's own still follows the source, so what it marks is where source
+   * and target differ; that is all that is left, unless the mode wants the old marks kept.
    */
   #returnBitmap({ copied }: { readonly copied: boolean }): void {
     const bitmap = this.#syncBitmap;

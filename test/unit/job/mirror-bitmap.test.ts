@@ -6,7 +6,9 @@ import { describe, expect, it } from 'vitest';
 import { BlockBackend } from '../../../src/block/backend.js';
 import { addBitmap } from '../../../src/block/bitmap/node-bitmaps.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../src/block/permissions.js';
+import { Job } from '../../../src/job/job.js';
 import { JobRegistry } from '../../../src/job/job-registry.js';
+import { JobTransaction } from '../../../src/job/job-transaction.js';
 import { MirrorJob, type MirrorOptions } from '../../../src/job/mirror.js';
 import type { BitmapSyncMode } from '../../../src/job/sync-bitmap.js';
 import { patternBytes } from '../../support/images.js';
@@ -61,6 +63,15 @@ async function untilReady(job: MirrorJob): Promise<void> {
   while (!job.ready && job.error === undefined) await turn();
 }
 
+/** Does its work, and then can't make it take effect. */
+class FailingJob extends Job {
+  override readonly type = 'failing';
+  protected override async run(): Promise<void> {}
+  protected override async prepare(): Promise<void> {
+    throw new Error('it can not be done');
+  }
+}
+
 describe('mirror with a bitmap', () => {
   it('copies only what is marked', async () => {
     const bench = await makeBench();
@@ -95,6 +106,23 @@ describe('mirror with a bitmap', () => {
     await guest.write(...fill(9, 3));
     expect(marks(bench)).toEqual(expected);
     expect([bitmap().busy, bitmap().recording]).toEqual([false, true]);
+  });
+
+  it('keeps all marks when it has done its work, but another job of its transaction fails', async () => {
+    const bench = await makeBench();
+    const { guest, mirror, registry } = bench;
+    await guest.write(...fill(3, 1));
+    const transaction = new JobTransaction();
+    const job = await mirror({ transaction });
+    const other = new FailingJob({ id: 'other', transaction }, registry);
+    other.announce();
+    other.start();
+    await untilReady(job);
+    job.cancel({ force: false });
+    await Promise.all([job.concluded, other.concluded]);
+    await guest.write(...fill(9, 3));
+    expect(job.error).toBeDefined();
+    expect(marks(bench)).toEqual([3, 9]);
   });
 
   it('refuses a bitmap that another job uses, and changes nothing', async () => {
