@@ -15,7 +15,9 @@ import { applyChanges, type Change } from '../../block/transaction.js';
 import type { CommandRegistry } from '../registry.js';
 
 export function registerBitmaps(registry: CommandRegistry, graph: BlockGraph): void {
-  registry.register(qapi.BLOCK_DIRTY_BITMAP_ADD, (args) => applyChanges([bitmapAdd(graph, args)]));
+  registry.register(qapi.BLOCK_DIRTY_BITMAP_ADD, (args) =>
+    applyChanges([addingBitmap(graph, args)]),
+  );
   registry.register(qapi.BLOCK_DIRTY_BITMAP_REMOVE, (args) =>
     applyChanges([removingBitmap(graph, args)]),
   );
@@ -34,11 +36,6 @@ export function registerBitmaps(registry: CommandRegistry, graph: BlockGraph): v
   registry.register(qapi.X_DEBUG_BLOCK_DIRTY_BITMAP_SHA256, (args) => ({
     sha256: lookUpBitmap(graph, args).sha256(),
   }));
-}
-
-/** The change that the arguments of `block-dirty-bitmap-add` describe. */
-export function bitmapAdd(graph: BlockGraph, args: Infer<typeof qapi.BlockDirtyBitmapAdd>): Change {
-  return addingBitmap(graph, args);
 }
 
 /** The change that the arguments of `block-dirty-bitmap-merge` describe. */

@@ -4,6 +4,7 @@ import * as qapi from '../../../protocol/qapi/transaction.js';
 import type { ArgumentsOf, Infer } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
 import {
+  addingBitmap,
   clearingBitmap,
   removingBitmap,
   switchingBitmap,
@@ -13,7 +14,7 @@ import { applyChanges, type Change } from '../../block/transaction.js';
 import { JobTransaction } from '../../job/job-transaction.js';
 import type { CommandRegistry } from '../registry.js';
 import { type BackupServices, backupStart } from './backup.js';
-import { bitmapAdd, bitmapMerge } from './bitmap.js';
+import { bitmapMerge } from './bitmap.js';
 
 type Action = Infer<typeof qapi.TransactionAction>;
 
@@ -54,7 +55,7 @@ type BitmapAction = Exclude<Action, { type: 'abort' | 'blockdev-backup' }>;
 function bitmapChange({ graph }: BackupServices, action: BitmapAction): Change {
   switch (action.type) {
     case 'block-dirty-bitmap-add':
-      return bitmapAdd(graph, action.data);
+      return addingBitmap(graph, action.data);
     case 'block-dirty-bitmap-remove':
       return removingBitmap(graph, action.data);
     case 'block-dirty-bitmap-clear':

@@ -10,9 +10,9 @@ import type { BlockNode } from '../../../src/block/node.js';
 import { openNode } from '../../../src/block/open-node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../src/block/permissions.js';
 import { BackupJob, type BackupOptions } from '../../../src/job/backup.js';
-import type { Job } from '../../../src/job/job.js';
 import { JobRegistry } from '../../../src/job/job-registry.js';
 import { patternBytes } from '../../support/images.js';
+import { reached } from '../../support/jobs.js';
 import { type MemoryDriver, memoryGraph } from '../../support/memory-driver.js';
 
 const KIB = 1024;
@@ -83,20 +83,6 @@ async function makeBench(): Promise<Bench> {
         ),
       ),
   };
-}
-
-/** Waits until the job is in the state. */
-function reached(registry: JobRegistry, job: Job, state: string): Promise<void> {
-  if (job.state === state) return Promise.resolve();
-  return new Promise((resolve) => {
-    const stop = registry.listen({
-      stateChanged: (changed) => {
-        if (changed !== job || changed.state !== state) return;
-        stop();
-        resolve();
-      },
-    });
-  });
 }
 
 /** Everything is as before a job: no filter, no user of the target, no tracker left over. */

@@ -4,9 +4,9 @@ import { BlockBackend } from '../../../src/block/backend.js';
 import type { BlockGraph } from '../../../src/block/graph.js';
 import type { BlockNode } from '../../../src/block/node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../src/block/permissions.js';
-import type { Job } from '../../../src/job/job.js';
 import { JobRegistry } from '../../../src/job/job-registry.js';
 import { MirrorJob, type MirrorOptions } from '../../../src/job/mirror.js';
+import { reached } from '../../support/jobs.js';
 import { memoryGraph } from '../../support/memory-driver.js';
 
 const SIZE = 1 << 20;
@@ -65,20 +65,6 @@ async function makeBench(): Promise<Bench> {
         ),
       ),
   };
-}
-
-/** Waits until the job is in the state. */
-function reached(registry: JobRegistry, job: Job, state: string): Promise<void> {
-  if (job.state === state) return Promise.resolve();
-  return new Promise((resolve) => {
-    const stop = registry.listen({
-      stateChanged: (changed) => {
-        if (changed !== job || changed.state !== state) return;
-        stop();
-        resolve();
-      },
-    });
-  });
 }
 
 describe('mirror', () => {
