@@ -17,6 +17,7 @@ import {
   str,
   struct,
   uint32,
+  union,
 } from './define.js';
 import { JobStatus, JobType } from './job.js';
 
@@ -44,7 +45,11 @@ export const MirrorSyncMode = enumeration('MirrorSyncMode', {
 
 export const MirrorCopyMode = enumeration('MirrorCopyMode', {
   doc: 'When a write to the source reaches the target.',
-  values: { background: 'some time after it has completed' },
+  values: {
+    background: 'some time after it has completed',
+    'write-blocking': 'before it completes',
+    auto: 'as background, until writers keep up with the copy; from then on as write-blocking',
+  },
 });
 
 const speedDoc = 'limit of its speed, bytes a second; 0: none';
@@ -109,6 +114,11 @@ export const BlockJobInfo = struct('BlockJobInfo', {
     remaining: required(int, 'what is left to do, as known now, bytes'),
     rate: required(int, 'bytes a second over the last seconds'),
     'time-left': optional(int, 'seconds that the rest takes at this rate; absent: nothing moves'),
+    'copy-mode': optional(MirrorCopyMode, 'mirror: when writes reach the target, as asked for'),
+    'actively-synced': optional(
+      bool,
+      'mirror: target and source are equal, and writes complete when both have them',
+    ),
     error: optional(str, 'why it failed'),
   },
 });
@@ -125,6 +135,24 @@ export const BLOCK_JOB_SET_SPEED = defineCommand({
   name: 'block-job-set-speed',
   doc: 'Limits the speed of a job.',
   arguments: { device: deviceMember, speed: required(int64, speedDoc) },
+});
+
+export const BlockJobChangeOptionsMirror = struct('BlockJobChangeOptionsMirror', {
+  doc: 'What can be changed of a mirror.',
+  members: { 'copy-mode': required(MirrorCopyMode, 'when writes reach the target from now on') },
+});
+
+export const BlockJobChangeOptions = union('BlockJobChangeOptions', {
+  doc: 'What is to be changed of a job.',
+  members: { id: deviceMember, type: required(JobType, 'its kind') },
+  discriminator: 'type',
+  branches: { mirror: BlockJobChangeOptionsMirror },
+});
+
+export const BLOCK_JOB_CHANGE = defineCommand({
+  name: 'block-job-change',
+  doc: 'Changes the options of a job at work.',
+  arguments: BlockJobChangeOptions,
 });
 
 export const BLOCK_JOB_CANCEL = defineCommand({
@@ -220,10 +248,23 @@ export const BLOCK_JOB_PENDING = defineEvent({
   },
 });
 
+export const BLOCK_JOB_NOT_CONVERGING = defineEvent({
+  name: 'BLOCK_JOB_NOT_CONVERGING',
+  doc: 'Writers change the source as fast as a mirror copies it: it will not be ready like this.',
+  data: {
+    device: required(str, 'id of the job'),
+    'dirty-rate': required(int, 'bytes a second at which writers change what had been copied'),
+    'copy-rate': required(int, 'bytes a second that the job copies'),
+    remaining: required(int, 'what differs now, bytes'),
+    'copy-mode': required(MirrorCopyMode, 'when writes reach the target from now on'),
+  },
+});
+
 export const BLOCK_JOB_COMMANDS = [
   BLOCKDEV_MIRROR,
   QUERY_BLOCK_JOBS,
   BLOCK_JOB_SET_SPEED,
+  BLOCK_JOB_CHANGE,
   BLOCK_JOB_CANCEL,
   BLOCK_JOB_PAUSE,
   BLOCK_JOB_RESUME,
@@ -238,4 +279,5 @@ export const BLOCK_JOB_EVENTS = [
   BLOCK_JOB_ERROR,
   BLOCK_JOB_READY,
   BLOCK_JOB_PENDING,
+  BLOCK_JOB_NOT_CONVERGING,
 ] as const;

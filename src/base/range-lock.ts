@@ -45,6 +45,11 @@ export class RangeLock {
     return this.#holds.size;
   }
 
+  /** Every range that is held or waited for. */
+  get ranges(): Iterable<{ readonly offset: number; readonly length: number }> {
+    return this.#holds;
+  }
+
   /**
    * Takes `length` bytes from `offset`; at once when nothing overlaps, else when the overlapping
    * holds that came before are released.

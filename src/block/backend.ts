@@ -20,6 +20,8 @@ export interface BackendObserver {
   failed?(operation: 'read' | 'write', error: unknown): void;
   /** Requests are held back from now on, or pass again. Jobs pause and resume themselves. */
   drained?(held: boolean): void;
+  /** When nothing is in flight that the owner submits on the backend's account, but past it. */
+  whenIdle?(): MaybePromise<void>;
 }
 
 /**
@@ -148,7 +150,9 @@ export class BlockBackend implements EdgeParent {
   }
 
   whenIdle(): MaybePromise<void> {
-    return this.#inFlight.whenIdle();
+    const owners = this.#observer.whenIdle?.();
+    const own = this.#inFlight.whenIdle();
+    return owners === undefined ? own : owners.then(() => own);
   }
 
   childResized(): void {

@@ -278,7 +278,7 @@ export class BlockGraph {
 export const OPENING_PERMISSIONS: Permissions = { taken: PERM_CONSISTENT_READ, shared: PERM_ALL };
 
 /** True when `parent` is `node` or a node below it: moving its edge there would make a cycle. */
-function isBelow(parent: EdgeParent, node: BlockNode): boolean {
+export function isBelow(parent: EdgeParent, node: BlockNode): boolean {
   if (parent === node) return true;
   for (const edge of node.children.values()) if (isBelow(parent, edge.node)) return true;
   return false;

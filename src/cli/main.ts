@@ -19,6 +19,8 @@ Options of migrate:
   --to URI            where it goes: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH,
                       a writable export of the same size
   --speed BYTES       bytes a second at most, with k, M, G or T for powers of 1024; 0: no limit
+  --copy-mode MODE    when a write reaches the target: background, write-blocking or auto (default),
+                      which slows writers down when they write as fast as the disk is copied
   --copy-only         leave the users on the source; the target is a copy as of the end
   The first SIGINT, SIGTERM or SIGHUP calls the migration off: the disk stays where it is.
 
@@ -59,10 +61,11 @@ function migrateOptions(args: string[]) {
         node: { type: 'string' },
         to: { type: 'string' },
         speed: { type: 'string' },
+        'copy-mode': { type: 'string' },
         'copy-only': { type: 'boolean', default: false },
       },
     });
-    return { ...values, copyOnly: values['copy-only'] };
+    return { ...values, copyMode: values['copy-mode'], copyOnly: values['copy-only'] };
   } catch (error) {
     // Node's text goes on with advice on positional arguments, which there are none of here.
     const text = error instanceof Error ? error.message.split('. ')[0] : String(error);

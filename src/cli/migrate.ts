@@ -15,8 +15,12 @@ export interface MigrateOptions {
   readonly node?: string | undefined;
   readonly to?: string | undefined;
   readonly speed?: string | undefined;
+  readonly copyMode?: string | undefined;
   readonly copyOnly: boolean;
 }
+
+/** When a write to the disk reaches the target. 'auto': writers are slowed down when it does not end. */
+const COPY_MODES = ['background', 'write-blocking', 'auto'];
 
 /** Time between looks at the job, milliseconds. */
 const POLL_MS = 200;
@@ -26,6 +30,7 @@ interface Plan {
   readonly to: string;
   /** Bytes a second. */
   readonly speed: number | undefined;
+  readonly copyMode: string;
   readonly pivot: boolean;
   /** Name of the node that stands for the target in the source's daemon. */
   readonly target: string;
@@ -41,7 +46,19 @@ export async function migrate(options: MigrateOptions): Promise<number> {
   }
   const target = `migrate-${process.pid}`;
   const speed = parseSpeed(options.speed);
-  const plan = { node, to, speed, pivot: !options.copyOnly, target, job: `job-${target}` };
+  const copyMode = options.copyMode ?? 'auto';
+  if (!COPY_MODES.includes(copyMode)) {
+    throw new Error(`--copy-mode '${copyMode}': one of ${COPY_MODES.join(', ')}`);
+  }
+  const plan: Plan = {
+    node,
+    to,
+    speed,
+    copyMode,
+    pivot: !options.copyOnly,
+    target,
+    job: `job-${target}`,
+  };
   const server = targetOptions(plan);
   const client = await connectMonitor(from);
   const interruption = new Interruption();
@@ -101,6 +118,7 @@ async function mirror(client: QmpClient, plan: Plan, interruption: Interruption)
     device: plan.node,
     target: plan.target,
     sync: 'full',
+    'copy-mode': plan.copyMode,
     'auto-dismiss': false,
     ...(speed !== undefined ? { speed } : {}),
   });

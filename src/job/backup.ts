@@ -9,6 +9,7 @@
  */
 import { BlockError } from '../base/errors.js';
 import { KIB, MIB } from '../base/limits.js';
+import type { MaybePromise } from '../base/maybe-promise.js';
 import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
 import { STATUS_ALLOCATED } from '../block/block-driver.js';
 import { chainStatus } from '../block/block-status.js';
@@ -55,22 +56,29 @@ export interface BackupOptions extends BlockJobOptions {
 
 /** The job as a user of its nodes: what drains them pauses it, as QEMU shows. */
 class JobUser implements EdgeParent {
-  constructor(private readonly job: BackupJob) {}
+  constructor(
+    private readonly job: BackupJob,
+    private readonly loop: () => CopyLoop | undefined,
+  ) {}
 
   describe(): string {
     return this.job.describe();
   }
 
   drainBegin(): void {
+    this.loop()?.hold();
     this.job.hold();
   }
 
   drainEnd(): void {
+    this.loop()?.release();
     this.job.unhold();
   }
 
-  /** Copies count as requests in flight of both nodes; there is nothing else to wait for. */
-  whenIdle(): void {}
+  /** A copy that reads from one node is about to write to the other. */
+  whenIdle(): MaybePromise<void> {
+    return this.loop()?.whenIdle();
+  }
 }
 
 export class BackupJob extends BlockJob {
@@ -79,7 +87,7 @@ export class BackupJob extends BlockJob {
   readonly target: BlockNode;
   readonly #graph: BlockGraph;
   readonly #options: BackupOptions;
-  readonly #user = new JobUser(this);
+  readonly #user = new JobUser(this, () => this.#loop);
   readonly #edges: ChildEdge[] = [];
   #bitmap: DirtyBitmap | undefined;
   #filter: BlockNode | undefined;

@@ -4,17 +4,20 @@
  * are, copies data and writes zeroes to the target, with a window of bytes in flight.
  *
  * A granule's bit is cleared before it is read; a write that comes in between sets it again, so the
- * granule is copied again. Two copies of one range are never in flight together.
+ * granule is copied again. Two copies of one range are never in flight together: each holds its range
+ * of a lock, which others may share to keep copies out of theirs.
  */
 import type { MaybePromise } from '../base/maybe-promise.js';
+import { type RangeHold, RangeLock } from '../base/range-lock.js';
 import type { RateLimit } from '../base/rate-limit.js';
 import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
-import { REQ_MAY_UNMAP, STATUS_ZERO } from '../block/block-driver.js';
+import { REQ_MAY_UNMAP, STATUS_DATA, STATUS_ZERO } from '../block/block-driver.js';
 import type { ChainExtent } from '../block/block-status.js';
+import { InFlight } from '../block/in-flight.js';
 import { isZero } from '../block/shaped-requests.js';
 
 /** Longest run that is zeroed at once, bytes; bounds what one request holds up. */
-const ZERO_RUN_MAX = 1 << 30;
+export const ZERO_RUN_MAX = 1 << 30;
 
 export interface CopySource {
   read(offset: number, buffer: Buffer): MaybePromise<void>;
@@ -43,6 +46,10 @@ export interface CopyLoopOptions {
   readonly copied: (length: number) => void;
   /** Requests in flight at most. Default: as many as the window takes. */
   readonly requestsMax?: number;
+  /** Ranges in it are left out; in whole granules. `wakeUp` tells of their release. Default: an own one. */
+  readonly lock?: RangeLock;
+  /** Longest run that is zeroed at once, bytes; asked each time. Default: ZERO_RUN_MAX. */
+  readonly zeroRunMax?: () => number;
   /**
    * Called when a range is taken, in the same instant as its bits are cleared; what it returns is
    * called when its copy has ended, well or not.
@@ -57,7 +64,11 @@ interface Operation {
   readonly length: number;
 }
 
-type Picked = Operation & { readonly zero: boolean; readonly release: (() => void) | undefined };
+interface Picked extends Operation {
+  readonly zero: boolean;
+  readonly hold: RangeHold;
+  readonly release: (() => void) | undefined;
+}
 
 /** Why `run` returned. */
 export type CopyLoopEnd = 'clean' | 'yielded';
@@ -77,8 +88,10 @@ const RETRY_DELAY_MS = 100;
 
 export class CopyLoop {
   readonly #options: CopyLoopOptions;
-  readonly #operations = new Set<Operation>();
+  readonly #lock: RangeLock;
+  readonly #operations = new InFlight();
   readonly #buffers: Buffer[] = [];
+  #heldBy = 0;
   #cursor = 0;
   #bytesInFlight = 0;
   #failure: unknown;
@@ -90,6 +103,7 @@ export class CopyLoop {
 
   constructor(options: CopyLoopOptions) {
     this.#options = options;
+    this.#lock = options.lock ?? new RangeLock();
   }
 
   /** Bytes that are being copied now. */
@@ -105,7 +119,7 @@ export class CopyLoop {
     try {
       for (;;) {
         const more = await this.#pump(shouldYield);
-        if (this.#operations.size === 0) {
+        if (this.#operations.count === 0) {
           if (this.#failure !== undefined) throw this.#failure;
           if (shouldYield()) return 'yielded';
           if (!more) return 'clean';
@@ -116,6 +130,21 @@ export class CopyLoop {
       this.#buffers.length = 0;
       this.#status = undefined;
     }
+  }
+
+  /** Starts no copies until `release`: its nodes are drained. What is in flight goes on. */
+  hold(): void {
+    this.#heldBy++;
+  }
+
+  release(): void {
+    this.#heldBy--;
+    if (this.#heldBy === 0) this.wakeUp();
+  }
+
+  /** Nothing, or a promise for when no copy is in flight. */
+  whenIdle(): MaybePromise<void> {
+    return this.#operations.whenIdle();
   }
 
   /** Looks again: something that it waits for may have changed. */
@@ -129,8 +158,9 @@ export class CopyLoop {
     const { bitmap, rate, windowLength, requestsMax = Number.POSITIVE_INFINITY } = this.#options;
     while (!shouldYield() && this.#failure === undefined) {
       if (bitmap.count === 0) return false;
+      if (this.#heldBy > 0) return true;
       if (this.#bytesInFlight >= windowLength) return true;
-      if (this.#operations.size >= requestsMax) return true;
+      if (this.#operations.count >= requestsMax) return true;
       const delay = Math.max(rate.delayMs(), this.#retryAt - performance.now());
       if (delay > 0) {
         this.#wakeAfter(delay);
@@ -138,29 +168,32 @@ export class CopyLoop {
       }
       const picked = await this.#pick();
       if (picked === undefined) {
-        if (this.#operations.size > 0 || this.#failure !== undefined) return true;
-        continue; // asking for the status failed and was forgiven: again after the delay
+        if (this.#lock.count > 0 || this.#failure !== undefined) return true;
+        continue; // held now, or asking for the status failed and was forgiven
       }
       this.#start(picked);
     }
     return bitmap.count > 0;
   }
 
-  /** The next run that nothing in flight overlaps, with its bits cleared; undefined when all overlap. */
+  /** The next run that nobody holds, with its bits cleared; undefined when there is none. */
   async #pick(): Promise<Picked | undefined> {
     for (;;) {
       const run = this.#nextFreeRun();
       if (run === undefined) return undefined;
-      const { source } = this.#options;
       const pending = this.#statusOf(run);
-      const extent = pending instanceof Promise ? await this.#readStatus(pending) : pending;
-      if (extent === undefined) return undefined;
-      if (this.#status?.generation !== source.generation) {
-        this.#status = undefined;
-        // The source has changed while we asked: what we heard may be old.
-        if (pending instanceof Promise) continue;
+      if (!(pending instanceof Promise)) return this.#take(run, pending);
+      const extent = await this.#readStatus(pending);
+      if (extent === undefined || this.#heldBy > 0) return undefined;
+      // While we asked, others may have taken the range, or a part of it.
+      const free = this.#clip(run);
+      if (typeof free === 'number') continue;
+      if (this.#status?.generation === this.#options.source.generation) {
+        return this.#take(free, extent);
       }
-      return this.#take(run, extent);
+      // The source has changed while we asked: what we heard may be old, but a copy is always right.
+      this.#status = undefined;
+      return this.#take(free, { ...extent, flags: STATUS_DATA, length: free.length });
     }
   }
 
@@ -174,20 +207,24 @@ export class CopyLoop {
   }
 
   #take(run: Operation, extent: ChainExtent): Picked {
-    const { bitmap, chunkLength, size, rate } = this.#options;
+    const { bitmap, chunkLength, size, rate, zeroRunMax } = this.#options;
     const zero = (extent.flags & STATUS_ZERO) !== 0;
     const granule = bitmap.granularity;
-    const longest = zero ? ZERO_RUN_MAX : rate.sliceLength(chunkLength, granule);
+    const longest = zero
+      ? (zeroRunMax?.() ?? ZERO_RUN_MAX)
+      : rate.sliceLength(chunkLength, granule);
     let length = Math.min(run.length, extent.length, longest);
     const end = run.offset + length;
     // Bits are cleared for whole granules only; a granule of mixed status is copied as data.
     const whole = end === size ? length : length - (end % granule);
     const mixed = whole <= 0;
     length = mixed ? Math.min(granule - (run.offset % granule), run.length) : whole;
+    const hold = this.#lock.tryAcquire(run.offset, length);
+    if (hold === undefined) throw new Error('copy loop: took a range that somebody holds');
     bitmap.resetDirty(run.offset, length);
     const release = this.#options.taken?.(run.offset, length);
     this.#cursor = run.offset + length;
-    return { offset: run.offset, length, zero: zero && !mixed, release };
+    return { offset: run.offset, length, zero: zero && !mixed, hold, release };
   }
 
   #nextFreeRun(): Operation | undefined {
@@ -211,11 +248,11 @@ export class CopyLoop {
     return undefined;
   }
 
-  /** The part of the run before anything in flight, or (when it begins in such) where to look on. */
+  /** The part of the run before anything that is held, or (when it begins in such) where to look on. */
   #clip(run: Operation): Operation | number {
     const { size } = this.#options;
     let end = Math.min(run.offset + run.length, size);
-    for (const busy of this.#operations) {
+    for (const busy of this.#lock.ranges) {
       const busyEnd = busy.offset + busy.length;
       if (busy.offset <= run.offset && run.offset < busyEnd) return busyEnd;
       if (busy.offset > run.offset && busy.offset < end) end = busy.offset;
@@ -246,7 +283,7 @@ export class CopyLoop {
   }
 
   #start(picked: Picked): void {
-    this.#operations.add(picked);
+    this.#operations.begin();
     this.#bytesInFlight += picked.zero ? 0 : picked.length;
     this.#options.rate.spend(picked.zero ? 0 : picked.length);
     const work = picked.zero ? this.#zero(picked) : this.#copy(picked);
@@ -291,10 +328,11 @@ export class CopyLoop {
 
   #ended(picked: Picked, error: unknown): void {
     const { bitmap, copied } = this.#options;
-    this.#operations.delete(picked);
     this.#bytesInFlight -= picked.zero ? 0 : picked.length;
     if (error !== undefined) bitmap.setDirty(picked.offset, picked.length);
+    picked.hold.release();
     picked.release?.();
+    this.#operations.end();
     if (error === undefined) copied(picked.length);
     else this.#noteError(error);
     this.wakeUp();

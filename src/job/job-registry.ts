@@ -3,6 +3,7 @@
 import { BlockError } from '../base/errors.js';
 import type { EdgeParent } from '../block/edge.js';
 import { BlockJob, type BlockJobObserver, type ErrorAction } from './block-job.js';
+import type { CopyRates } from './convergence.js';
 import type { Job } from './job.js';
 
 /** What the layer above turns into events. All optional. */
@@ -10,6 +11,7 @@ export interface JobListener {
   stateChanged?(job: Job): void;
   finished?(job: Job): void;
   ioError?(job: BlockJob, operation: 'read' | 'write', action: ErrorAction, error: unknown): void;
+  notConverging?(job: BlockJob, rates: CopyRates, copyMode: 'background' | 'write-blocking'): void;
 }
 
 export class JobRegistry implements BlockJobObserver {
@@ -93,6 +95,10 @@ export class JobRegistry implements BlockJobObserver {
 
   finished(job: Job): void {
     for (const listener of this.#listeners) listener.finished?.(job);
+  }
+
+  notConverging(job: BlockJob, rates: CopyRates, copyMode: 'background' | 'write-blocking'): void {
+    for (const listener of this.#listeners) listener.notConverging?.(job, rates, copyMode);
   }
 
   ioError(job: BlockJob, operation: 'read' | 'write', action: ErrorAction, error: unknown): void {

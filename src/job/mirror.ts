@@ -4,19 +4,18 @@
  * until it is told to pivot (complete) or to stop there (cancel after READY).
  *
  * A filter above the source is where its users meet the job. Writes land in the source and mark the
- * dirty bitmap; the copy loop empties it. The last of it is copied in the drained section in which
- * the users are moved to the target, so no write is lost and nobody notices.
+ * dirty bitmap, or in both (mirror-writes.ts); the copy loop empties the bitmap. The last of it is
+ * copied in the drained section in which the users are moved to the target, so no write is lost and
+ * nobody notices.
  */
-import { BlockError } from '../base/errors.js';
+import type { MaybePromise } from '../base/maybe-promise.js';
 import { RateLimit } from '../base/rate-limit.js';
 import { BlockBackend } from '../block/backend.js';
 import { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
-import { STATUS_ALLOCATED, STATUS_ZERO } from '../block/block-driver.js';
 import { chainStatus } from '../block/block-status.js';
 import { drained } from '../block/drain.js';
 import type { EdgeParent } from '../block/edge.js';
-import { MirrorTopDriver } from '../block/filter/mirror-top.js';
-import type { BlockGraph } from '../block/graph.js';
+import { type BlockGraph, isBelow } from '../block/graph.js';
 import { insertFilter, removeFilterLocked } from '../block/insert-filter.js';
 import type { BlockNode } from '../block/node.js';
 import {
@@ -26,16 +25,20 @@ import {
   PERM_WRITE,
   PERM_WRITE_UNCHANGED,
 } from '../block/permissions.js';
-import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
-import { CopyLoop, type CopyLoopOptions } from './copy-loop.js';
-import type { BitmapSyncMode } from './sync-bitmap.js';
+import { BlockJob } from './block-job.js';
+import { type CopyRates, watchConvergence } from './convergence.js';
+import { CopyLoop, type CopyLoopOptions, ZERO_RUN_MAX } from './copy-loop.js';
+import { markInitialDirty } from './mirror-initial.js';
+import { checkMirrorNodes, type MirrorObserver, type MirrorOptions } from './mirror-options.js';
+import { type MirrorCopyMode, MirrorWrites } from './mirror-writes.js';
+import { returnMirrorBitmap } from './sync-bitmap.js';
 
 /** Data request, bytes: measured as the best against a loopback server. */
 const CHUNK_LENGTH = 256 * 1024;
 /** Bytes in flight unless `buf-size` says otherwise: 16 requests deep. */
 export const MIRROR_WINDOW_DEFAULT = 16 * CHUNK_LENGTH;
-/** Step of the initial look at what is allocated (sync top), bytes. */
-const STATUS_STEP = 1 << 30;
+/** Longest run that is zeroed at once while writes wait for copies of what they change, bytes. */
+const ZERO_RUN_GENTLE = 16 * 1024 * 1024;
 /** Dirty bytes that may be left for the drained section; its users wait that long. */
 const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
 /** Time that a writer gets to pause before little dirt counts as none, milliseconds. */
@@ -43,31 +46,9 @@ const NEARLY_READY_MS = 250;
 /** Time for catching up before the drained section copies whatever is left, milliseconds. */
 const CATCH_UP_MS = 5_000;
 
-/** `bitmap`: what is marked in the bitmap. */
-export type MirrorSync = 'full' | 'top' | 'none' | 'bitmap';
-
-export interface MirrorOptions extends BlockJobOptions {
-  readonly source: BlockNode;
-  readonly target: BlockNode;
-  readonly sync: MirrorSync;
-  /** Of the source. Frozen while the job runs; what is written meanwhile its successor records. */
-  readonly bitmap?: DirtyBitmap | undefined;
-  readonly bitmapMode?: BitmapSyncMode | undefined;
-  /** The target reads as zeroes when the job is made; what is zero in the source is left out. */
-  readonly targetIsZero?: boolean | undefined;
-  /** Node whose users the pivot moves to the target; the source when absent. */
-  readonly replaces?: BlockNode;
-  readonly filterNodeName?: string;
-  /** Bytes a bit, a power of two from 512 to 64 MiB. */
-  readonly granularity: number;
-  /** Bytes in flight at most. */
-  readonly windowLength: number;
-  /** Zeroes may become holes in the target. */
-  readonly unmap: boolean;
-}
-
 export class MirrorJob extends BlockJob {
   override readonly type = 'mirror';
+  override readonly observer: MirrorObserver;
   readonly source: BlockNode;
   readonly target: BlockNode;
   readonly #graph: BlockGraph;
@@ -76,9 +57,15 @@ export class MirrorJob extends BlockJob {
   readonly #targetBackend: BlockBackend;
   readonly #bitmap: DirtyBitmap;
   readonly #loop: CopyLoop;
+  readonly #writes: MirrorWrites;
   /** Until it is given back. */
   #syncBitmap: DirtyBitmap | undefined;
   #filter: BlockNode | undefined;
+  /** The filter that holds still because the target is drained. */
+  #heldFilter: BlockNode | undefined;
+  /** A write for both that the target did not take, when the policy is to fail. */
+  #targetError: { readonly error: unknown } | undefined;
+  #brokenOff = false;
   #pivot = false;
   /** The job's own bitmap says what there is to copy. */
   #began = false;
@@ -90,24 +77,44 @@ export class MirrorJob extends BlockJob {
   static async create(
     graph: BlockGraph,
     options: MirrorOptions,
-    observer: BlockJobObserver,
+    observer: MirrorObserver,
   ): Promise<MirrorJob> {
-    checkNodes(options);
+    checkMirrorNodes(options);
     const job = new MirrorJob(graph, options, observer);
     await job.#setUp();
     return job;
   }
 
-  private constructor(graph: BlockGraph, options: MirrorOptions, observer: BlockJobObserver) {
+  private constructor(graph: BlockGraph, options: MirrorOptions, observer: MirrorObserver) {
     super(options, observer);
+    this.observer = observer;
     this.#graph = graph;
     this.#options = options;
     this.source = options.source;
     this.target = options.target;
-    this.#sourceBackend = new BlockBackend(this.describe());
-    this.#targetBackend = new BlockBackend(this.describe());
+    this.#sourceBackend = new BlockBackend(this.describe(), {
+      drained: (held) => (held ? this.#loop.hold() : this.#loop.release()),
+      whenIdle: () => this.#loop.whenIdle(),
+    });
+    this.#targetBackend = new BlockBackend(this.describe(), {
+      drained: (held) => this.#targetDrained(held),
+      whenIdle: () => this.#targetIdle(),
+    });
     this.#bitmap = new DirtyBitmap({ size: this.source.size, granularity: options.granularity });
-    this.#loop = this.#makeLoop(this.#sourceBackend, this.#targetBackend);
+    this.#writes = new MirrorWrites({
+      graph,
+      bitmap: this.#bitmap,
+      target: this.#targetBackend,
+      unmap: options.unmap,
+      mode: options.copyMode ?? 'background',
+      usable: () => this.#targetUsable,
+      failed: (error) => this.#writeFailed(error),
+      changed: () => this.#sourceChanged(),
+    });
+    this.#loop = this.#makeLoop({
+      source: () => this.#sourceBackend.root.node,
+      target: () => this.#targetBackend.root.node,
+    });
   }
 
   override owns(parent: EdgeParent): boolean {
@@ -133,8 +140,11 @@ export class MirrorJob extends BlockJob {
       this.#filter = await insertFilter(graph, this.source, {
         name: this.#options.filterNodeName,
         childName: 'file',
-        driver: (child) => new MirrorTopDriver(child),
+        driver: (child) => this.#writes.makeDriver(child),
+        // The target may lie above the source already: it stays there.
+        staysBelow: (edge) => isBelow(edge.parent, this.target),
       });
+      this.#writes.filter = this.#filter;
       await graph.attach(this.#sourceBackend, this.source, {
         taken: PERM_CONSISTENT_READ,
         shared: PERM_ALL & ~PERM_RESIZE,
@@ -154,11 +164,33 @@ export class MirrorJob extends BlockJob {
     await this.#findInitialDirty();
     this.#began = true;
     this.#progress(0);
+    const stopWatching = watchConvergence({
+      small: FINAL_DIRTY_MAX,
+      atWork: () => !this.pauseRequested && !this.#writes.toBoth && !this.#ending,
+      progress: () => ({
+        copied: this.progressCurrent,
+        remaining: this.#bitmap.count + this.#loop.bytesInFlight,
+      }),
+      lost: (rates) => void this.#doesNotConverge(rates),
+    });
+    try {
+      await this.#copyUntilTold();
+    } finally {
+      stopWatching();
+    }
+  }
+
+  async #copyUntilTold(): Promise<void> {
     for (;;) {
       await this.pausePoint();
       if (this.#ending) return;
+      if (this.#targetError !== undefined) throw this.#targetError.error;
       const end = await this.#loop.run(
-        () => this.shouldYield || this.#ending || this.#nearlyReady(),
+        () =>
+          this.shouldYield ||
+          this.#ending ||
+          this.#targetError !== undefined ||
+          this.#nearlyReady(),
       );
       if (this.state === 'running' && (end === 'clean' || this.#nearlyReady())) {
         this.setState('ready');
@@ -199,12 +231,82 @@ export class MirrorJob extends BlockJob {
   }
 
   protected override brokenOff(): void {
+    this.#brokenOff = true;
     this.target.cancelInFlight();
+  }
+
+  /** As asked for, or (`auto`) what is in force now. */
+  get copyMode(): MirrorCopyMode {
+    return this.#writes.mode;
+  }
+
+  /** Target and source are equal, and writes are done when both have them. */
+  get activelySynced(): boolean {
+    if (!this.#writes.toBoth || !this.#targetUsable) return false;
+    return this.#bitmap.count === 0 && this.#loop.whenIdle() === undefined;
+  }
+
+  /**
+   * User verb. When it ends, all writes of the old mode are done.
+   * @throws BlockError in the wrong state, or when somebody writes past the job's filter
+   */
+  async changeCopyMode(mode: MirrorCopyMode): Promise<void> {
+    this.checkVerb('change');
+    await this.#writes.change(mode);
   }
 
   protected override wakeUp(): void {
     this.#loop.wakeUp();
     this.#wakeReady?.();
+  }
+
+  #sourceChanged(): void {
+    this.#wakeReady?.();
+    // What the loop waits for may be a range that a write held.
+    if (this.#writes.toBoth) this.#loop.wakeUp();
+  }
+
+  get #targetUsable(): boolean {
+    return !this.#brokenOff && this.#targetError === undefined && this.ioStatus === 'ok';
+  }
+
+  /** The range is marked; whether the job goes on is the policy's affair, as with a failed copy. */
+  #writeFailed(error: unknown): void {
+    const atWork = this.ready || this.state === 'running' || this.state === 'paused';
+    // Later on, what is marked is copied when the end takes effect, or fails it.
+    if (!atWork || !this.#targetUsable) return;
+    if (this.ioFailed('write', error) === 'report') this.#targetError ??= { error };
+    this.wakeUp();
+  }
+
+  /** Writes for both go to the target past the backend: its drained section holds them back too. */
+  #targetDrained(held: boolean): void {
+    if (held) {
+      this.#loop.hold();
+      this.#heldFilter = this.#filter;
+      this.#heldFilter?.drainBegin();
+      return;
+    }
+    const filter = this.#heldFilter;
+    this.#heldFilter = undefined;
+    filter?.drainEnd();
+    this.#loop.release();
+  }
+
+  #targetIdle(): MaybePromise<void> {
+    const copies = this.#loop.whenIdle();
+    const writes = this.#heldFilter?.whenIdle();
+    if (copies === undefined) return writes;
+    return writes === undefined ? copies : copies.then(() => writes);
+  }
+
+  async #doesNotConverge(rates: CopyRates): Promise<void> {
+    if (this.#writes.mode === 'auto') {
+      // Refused when somebody writes past the filter: then it stays as it is, and the event says so.
+      await this.#writes.slowDownWriters().catch(() => undefined);
+    }
+    const mode = this.#writes.toBoth ? 'write-blocking' : 'background';
+    this.observer.notConverging?.(this, rates, mode);
   }
 
   /** Catches up, then in one drained section: the last copies, the flush, the change of the graph. */
@@ -217,10 +319,10 @@ export class MirrorJob extends BlockJob {
     await this.#targetBackend.flush();
     await this.#takeDown(async () => {
       // Users wait: at full speed, and an error ends the job instead of being tried again.
-      const rest = this.#makeLoop(this.source, this.target, {
-        rate: new RateLimit(0, () => performance.now()),
-        failed: () => false,
-      });
+      const rest = this.#makeLoop(
+        { source: () => this.source, target: () => this.target },
+        { rate: new RateLimit(0, () => performance.now()), failed: () => false },
+      );
       await rest.run(() => false);
       await this.target.flush();
     });
@@ -259,6 +361,7 @@ export class MirrorJob extends BlockJob {
         const direct = this.#pivot && replaced === this.source;
         await removeFilterLocked(graph, filter, direct ? this.target : this.source);
         this.#filter = undefined;
+        this.#writes.filter = undefined;
         if (this.#pivot && !direct) {
           await graph.replaceLocked(
             replaced,
@@ -270,23 +373,14 @@ export class MirrorJob extends BlockJob {
     );
   }
 
-  /**
-   * Gives the bitmap back. The job's own still follows the source, so what it marks is where source
-   * and target differ; that is all that is left, unless the mode wants the old marks kept.
-   */
+  /** Gives the user's bitmap back. The job's own has followed the source until now. */
   #returnBitmap({ copied }: { readonly copied: boolean }): void {
     const bitmap = this.#syncBitmap;
     if (bitmap === undefined) return;
     this.#syncBitmap = undefined;
-    const { bitmapMode = 'on-success' } = this.#options;
-    const forget = copied ? bitmapMode !== 'never' : bitmapMode === 'always' && this.#began;
-    if (!forget) {
-      bitmap.reclaim();
-      return;
-    }
-    const successor = bitmap.abdicate();
-    successor.clear();
-    successor.merge(this.#bitmap);
+    const { bitmapMode: mode = 'on-success' } = this.#options;
+    const outcome = { copied, began: this.#began, differences: this.#bitmap };
+    returnMirrorBitmap(bitmap, mode, outcome);
   }
 
   /** The target's new users want what the job took for itself. */
@@ -299,46 +393,36 @@ export class MirrorJob extends BlockJob {
   }
 
   async #findInitialDirty(): Promise<void> {
-    const { sync, targetIsZero } = this.#options;
-    const { size } = this.source;
+    const { sync, targetIsZero = false } = this.#options;
     if (sync === 'none') return;
     if (sync === 'bitmap') {
       if (this.#syncBitmap !== undefined) this.#bitmap.merge(this.#syncBitmap);
       return;
     }
-    if (sync === 'full' && targetIsZero !== true) {
-      this.#bitmap.setDirty(0, size);
-      return;
-    }
-    const backing = this.source.children.get('backing')?.node;
-    const base = sync === 'top' ? backing : undefined;
-    for (let offset = 0; offset < size && !this.cancelRequested; ) {
-      await this.pausePoint();
-      const length = Math.min(STATUS_STEP, size - offset);
-      const extent = await chainStatus(this.source, offset, length, base);
-      const belongs = base === undefined || (extent.flags & STATUS_ALLOCATED) !== 0;
-      const there = targetIsZero === true && (extent.flags & STATUS_ZERO) !== 0;
-      if (belongs && !there) this.#bitmap.setDirty(offset, extent.length);
-      offset += extent.length;
-    }
+    await markInitialDirty(this.#bitmap, {
+      source: this.source,
+      topOnly: sync === 'top',
+      targetIsZero,
+      pausePoint: async () => {
+        await this.pausePoint();
+        return this.cancelRequested;
+      },
+    });
   }
 
   /** In sync: sleeps until the source changes, or somebody says something. */
   async #waitForChange(): Promise<void> {
-    const filter = this.#filter?.driver;
-    if (!(filter instanceof MirrorTopDriver)) throw new Error(`${this.describe()} lost its filter`);
     await new Promise<void>((resolve) => {
       this.#wakeReady = resolve;
-      filter.onChange = resolve;
-      if (this.#bitmap.count > 0 || this.shouldYield || this.#ending) resolve();
+      const told = this.shouldYield || this.#ending || this.#targetError !== undefined;
+      if (this.#bitmap.count > 0 || told) resolve();
     });
     this.#wakeReady = undefined;
-    filter.onChange = undefined;
   }
 
+  /** Between nodes, not backends: a copy that has begun ends, also when they are being drained. */
   #makeLoop(
-    source: BlockBackend | BlockNode,
-    target: BlockBackend | BlockNode,
+    { source, target }: { readonly source: () => BlockNode; readonly target: () => BlockNode },
     how: Partial<Pick<CopyLoopOptions, 'rate' | 'failed'>> = {},
   ): CopyLoop {
     const node = this.source;
@@ -346,16 +430,18 @@ export class MirrorJob extends BlockJob {
       bitmap: this.#bitmap,
       size: node.size,
       source: {
-        read: (offset, buffer) => source.read(offset, buffer),
-        blockStatus: (offset, length) =>
-          source instanceof BlockBackend
-            ? source.blockStatus(offset, length)
-            : chainStatus(source, offset, length),
+        read: (offset, buffer) => source().read(offset, buffer),
+        blockStatus: (offset, length) => chainStatus(source(), offset, length),
         get generation() {
           return node.writeGeneration;
         },
       },
-      target,
+      target: {
+        write: (offset, buffer) => target().write(offset, buffer),
+        writeZeroes: (offset, length, flags) => target().writeZeroes(offset, length, flags),
+      },
+      lock: this.#writes.lock,
+      zeroRunMax: () => (this.#writes.toBoth ? ZERO_RUN_GENTLE : ZERO_RUN_MAX),
       rate: this.rate,
       chunkLength: Math.max(CHUNK_LENGTH, this.#options.granularity),
       windowLength: this.#options.windowLength,
@@ -370,22 +456,5 @@ export class MirrorJob extends BlockJob {
     this.progressCurrent += copied;
     this.progressTotal =
       this.progressCurrent + this.#bitmap.count + (this.#loop?.bytesInFlight ?? 0);
-  }
-}
-
-function checkNodes({ source, target, replaces }: MirrorOptions): void {
-  if (source === target) throw new BlockError('DF_INVALID', "Can't mirror node into itself");
-  if (target.size !== source.size) {
-    throw new BlockError(
-      'DF_INVALID',
-      `Source and target image have different sizes: node '${source.name}' has ${source.size} bytes, ` +
-        `node '${target.name}' ${target.size}`,
-    );
-  }
-  if (replaces !== undefined && replaces.size !== source.size) {
-    throw new BlockError(
-      'DF_INVALID',
-      'cannot replace image with a mirror image of different size',
-    );
   }
 }

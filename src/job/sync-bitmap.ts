@@ -58,3 +58,28 @@ export function checkSyncBitmap(request: SyncRequest): {
 }
 
 const invalid = (text: string): BlockError => new BlockError('DF_INVALID', text);
+
+/**
+ * Gives a mirror's bitmap back, which was frozen under a successor. What still differs between source
+ * and target is all that it marks then, unless the mode wants the old marks kept.
+ */
+export function returnMirrorBitmap(
+  bitmap: DirtyBitmap,
+  mode: BitmapSyncMode,
+  outcome: {
+    readonly copied: boolean;
+    /** `differences` says what there was to copy. */
+    readonly began: boolean;
+    readonly differences: DirtyBitmap;
+  },
+): void {
+  const { copied, began, differences } = outcome;
+  const forget = copied ? mode !== 'never' : mode === 'always' && began;
+  if (!forget) {
+    bitmap.reclaim();
+    return;
+  }
+  const successor = bitmap.abdicate();
+  successor.clear();
+  successor.merge(differences);
+}

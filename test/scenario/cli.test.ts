@@ -139,6 +139,17 @@ describe('diskferry migrate', () => {
     expect(await firstDifference(source.path, target.path)).toBe(MIB);
   });
 
+  it('takes a mode of copying, and refuses one that there is not', async () => {
+    const scope = testScope();
+    const { source, target } = await sourceAndTarget(scope);
+    const refused = await diskferry(migration(source, target.uri, '--copy-mode', 'sometimes'));
+    expect(refused).toMatchObject({ code: 1, stdout: '' });
+    expect(refused.stderr).toContain("--copy-mode 'sometimes': one of background, write-blocking");
+    const done = await diskferry(migration(source, target.uri, '--copy-mode', 'write-blocking'));
+    expect(done.code).toBe(0);
+    expect(await firstDifference(source.path, target.path)).toBeUndefined();
+  });
+
   it('refuses a target of another size, a node or a server that is not there', async () => {
     const scope = testScope();
     const { source, target } = await sourceAndTarget(scope, SIZE / 2);

@@ -67,6 +67,7 @@ async function startMirror(
         granularity,
         windowLength: bufSize === 0 ? MIRROR_WINDOW_DEFAULT : bufSize,
         unmap: true,
+        copyMode: args['copy-mode'],
         speed,
         onSourceError: args['on-source-error'] ?? 'report',
         onTargetError: args['on-target-error'] ?? 'report',

@@ -2,11 +2,12 @@
 /** Commands on jobs of every kind, and the events of their lives. */
 import * as blockJob from '../../../protocol/qapi/block-job.js';
 import * as qapi from '../../../protocol/qapi/job.js';
-import type { DataOf, Output } from '../../../protocol/qapi/types.js';
-import { toError } from '../../base/errors.js';
+import type { ArgumentsOf, DataOf, Output } from '../../../protocol/qapi/types.js';
+import { BlockError, toError } from '../../base/errors.js';
 import { BlockJob } from '../../job/block-job.js';
 import type { Job } from '../../job/job.js';
 import type { JobRegistry } from '../../job/job-registry.js';
+import { MirrorJob } from '../../job/mirror.js';
 import { errorText } from '../error-text.js';
 import type { EventHub } from '../events.js';
 import type { CommandRegistry } from '../registry.js';
@@ -37,6 +38,7 @@ export function registerBlockJobs(registry: CommandRegistry, jobs: JobRegistry):
   registry.register(blockJob.BLOCK_JOB_SET_SPEED, ({ device, speed }) =>
     find(device).setSpeed(speed),
   );
+  registry.register(blockJob.BLOCK_JOB_CHANGE, (args) => changeJob(find(args.id), args));
   registry.register(blockJob.QUERY_BLOCK_JOBS, () => jobs.blockJobs.map(describeBlockJob));
 }
 
@@ -64,6 +66,15 @@ export function emitJobEvents(jobs: JobRegistry, events: EventHub): () => void {
     },
     ioError(job, operation, action) {
       events.emit(blockJob.BLOCK_JOB_ERROR, { device: job.id, operation, action });
+    },
+    notConverging(job, { dirtyRate, copyRate, remaining }, copyMode) {
+      events.emit(blockJob.BLOCK_JOB_NOT_CONVERGING, {
+        device: job.id,
+        'dirty-rate': dirtyRate,
+        'copy-rate': copyRate,
+        remaining,
+        'copy-mode': copyMode,
+      });
     },
   });
 }
@@ -101,8 +112,29 @@ function describeBlockJob(job: BlockJob): Output<typeof blockJob.BlockJobInfo> {
     'auto-finalize': job.autoFinalize,
     'auto-dismiss': job.autoDismiss,
     ...describeRate(job),
+    ...describeMirror(job),
     ...describeError(job),
   };
+}
+
+/** @throws BlockError when the job is of another kind, or can't be changed */
+function changeJob(
+  job: BlockJob,
+  args: ArgumentsOf<typeof blockJob.BLOCK_JOB_CHANGE>,
+): Promise<void> {
+  if (args.type !== job.type) {
+    const text = `Job '${job.id}' is of type '${job.type}', not '${args.type}'`;
+    throw new BlockError('DF_INVALID', text);
+  }
+  if (!(job instanceof MirrorJob) || args.type !== 'mirror') {
+    throw new BlockError('DF_INVALID', 'Job type does not support change');
+  }
+  return job.changeCopyMode(args['copy-mode']);
+}
+
+function describeMirror(job: BlockJob): Partial<Output<typeof blockJob.BlockJobInfo>> {
+  if (!(job instanceof MirrorJob)) return {};
+  return { 'copy-mode': job.copyMode, 'actively-synced': job.activelySynced };
 }
 
 /** What is left, how fast it goes, and so how long it takes, unless nothing moves. */

@@ -9,7 +9,8 @@ import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../src/block/p
 import { Job } from '../../../src/job/job.js';
 import { JobRegistry } from '../../../src/job/job-registry.js';
 import { JobTransaction } from '../../../src/job/job-transaction.js';
-import { MirrorJob, type MirrorOptions } from '../../../src/job/mirror.js';
+import { MirrorJob } from '../../../src/job/mirror.js';
+import type { MirrorOptions } from '../../../src/job/mirror-options.js';
 import type { BitmapSyncMode } from '../../../src/job/sync-bitmap.js';
 import { patternBytes } from '../../support/images.js';
 import { memoryGraph } from '../../support/memory-driver.js';

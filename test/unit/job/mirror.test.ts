@@ -5,7 +5,8 @@ import type { BlockGraph } from '../../../src/block/graph.js';
 import type { BlockNode } from '../../../src/block/node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../src/block/permissions.js';
 import { JobRegistry } from '../../../src/job/job-registry.js';
-import { MirrorJob, type MirrorOptions } from '../../../src/job/mirror.js';
+import { MirrorJob } from '../../../src/job/mirror.js';
+import type { MirrorOptions } from '../../../src/job/mirror-options.js';
 import { reached } from '../../support/jobs.js';
 import { memoryGraph } from '../../support/memory-driver.js';
 

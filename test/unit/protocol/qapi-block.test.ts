@@ -34,6 +34,8 @@ const NOT_IN_PEER = [
   'cont',
   'STOP',
   'RESUME',
+  'block-job-change', // QEMU 8.2
+  'BLOCK_JOB_NOT_CONVERGING', // ours
 ];
 
 /** Members and values, as seen from the command or event down, that are ours or newer. */
@@ -58,6 +60,9 @@ const OURS_OR_NEWER = [
   'transaction.actions[](blockdev-backup).data.cbw-timeout', // newer
   'query-named-block-nodes->[].active', // QEMU 10.0
   'query-block->[].inserted.active', // QEMU 10.0
+  'blockdev-mirror.copy-mode=auto', // ours
+  'query-block-jobs->[].copy-mode', // ours
+  'query-block-jobs->[].actively-synced', // QEMU 9.0
   'query-jobs->[].remaining', // ours
   'query-jobs->[].rate', // ours
   'query-jobs->[].time-left', // ours

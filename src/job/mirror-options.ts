@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+/** What a mirror is told, and what it tells. */
+import { BlockError } from '../base/errors.js';
+import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
+import type { BlockNode } from '../block/node.js';
+import type { BlockJobObserver, BlockJobOptions } from './block-job.js';
+import type { CopyRates } from './convergence.js';
+import type { MirrorJob } from './mirror.js';
+import type { MirrorCopyMode } from './mirror-writes.js';
+import type { BitmapSyncMode } from './sync-bitmap.js';
+
+/** `bitmap`: what is marked in the bitmap. */
+export type MirrorSync = 'full' | 'top' | 'none' | 'bitmap';
+
+export interface MirrorOptions extends BlockJobOptions {
+  readonly source: BlockNode;
+  readonly target: BlockNode;
+  readonly sync: MirrorSync;
+  /** Of the source. Frozen while the job runs; what is written meanwhile its successor records. */
+  readonly bitmap?: DirtyBitmap | undefined;
+  readonly bitmapMode?: BitmapSyncMode | undefined;
+  /** The target reads as zeroes when the job is made; what is zero in the source is left out. */
+  readonly targetIsZero?: boolean | undefined;
+  /** Node whose users the pivot moves to the target; the source when absent. */
+  readonly replaces?: BlockNode;
+  readonly filterNodeName?: string;
+  /** Bytes a bit, a power of two from 512 to 64 MiB. */
+  readonly granularity: number;
+  /** Bytes in flight at most. */
+  readonly windowLength: number;
+  /** Zeroes may become holes in the target. */
+  readonly unmap: boolean;
+  /** Default: background. */
+  readonly copyMode?: MirrorCopyMode | undefined;
+}
+
+/** Who wants to know more of a mirror than of other jobs. */
+export interface MirrorObserver extends BlockJobObserver {
+  /** Writers keep up with the copy. `copyMode`: what is in force from now on. */
+  notConverging?(job: MirrorJob, rates: CopyRates, copyMode: Exclude<MirrorCopyMode, 'auto'>): void;
+}
+
+/** @throws BlockError when the nodes can't be what they are meant to be */
+export function checkMirrorNodes({ source, target, replaces }: MirrorOptions): void {
+  if (source === target) throw new BlockError('DF_INVALID', "Can't mirror node into itself");
+  if (target.size !== source.size) {
+    throw new BlockError(
+      'DF_INVALID',
+      `Source and target image have different sizes: node '${source.name}' has ${source.size} bytes, ` +
+        `node '${target.name}' ${target.size}`,
+    );
+  }
+  if (replaces !== undefined && replaces.size !== source.size) {
+    throw new BlockError(
+      'DF_INVALID',
+      'cannot replace image with a mirror image of different size',
+    );
+  }
+}
