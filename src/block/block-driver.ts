@@ -171,7 +171,7 @@ export interface BlockDriver {
 
   /** The string that QEMU shows as `file`/`filename`: a path, a json: description, or ''. */
   readonly filename: string;
-  /** Bytes that the image takes of its medium. Absent: the sum of what the children tell. */
+  /** Bytes that the image takes of its medium. Absent: what the children tell; not known without any. */
   allocatedSize?(): MaybePromise<number>;
   /** Driver-specific parts of query-named-block-nodes (ImageInfoSpecific), where there are any. */
   specificInfo?(): MaybePromise<Readonly<Record<string, unknown>> | undefined>;

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: MIT
 /** Extents as a reader of a node sees them: through filters and the backing chain. */
 import type { MaybePromise } from '../base/maybe-promise.js';
-import { type Extent, STATUS_ALLOCATED, STATUS_DATA, STATUS_ZERO } from './block-driver.js';
+import {
+  type Extent,
+  STATUS_ALLOCATED,
+  STATUS_DATA,
+  STATUS_OFFSET_VALID,
+  STATUS_ZERO,
+} from './block-driver.js';
 import type { BlockNode } from './node.js';
 
 /** A run of equal status. */
@@ -12,6 +18,8 @@ export interface ChainExtent {
   readonly flags: number;
   /** Layer that decides the content: 1 is the top one, filters don't count; 0: no layer has it. */
   readonly depth: number;
+  /** Where the bytes lie as they are, where that is known: a node, and the offset in it. */
+  readonly host?: { readonly node: BlockNode; readonly offset: number };
 }
 
 const DECIDED = STATUS_DATA | STATUS_ZERO | STATUS_ALLOCATED;
@@ -48,13 +56,26 @@ function refine(node: BlockNode, walk: Walk, extent: Extent): MaybePromise<Chain
     const { node: child } = extent.delegate;
     const at = { ...walk, offset: extent.hostOffset ?? walk.offset, length: extent.length };
     if (!decided) return layerStatus(child, at);
-    if ((extent.flags & STATUS_ZERO) !== 0) return { ...extent, depth: walk.depth };
+    if ((extent.flags & STATUS_ZERO) !== 0) {
+      const { length, flags } = extent;
+      return { length, flags, depth: walk.depth, ...hostOf(child, extent) };
+    }
     return zeroBelow(child, at, extent);
   }
   if ((extent.flags & STATUS_ALLOCATED) !== 0) {
-    return { length: extent.length, flags: extent.flags, depth: walk.depth };
+    return {
+      length: extent.length,
+      flags: extent.flags,
+      depth: walk.depth,
+      ...hostOf(node, extent),
+    };
   }
   return descend(node, walk, extent);
+}
+
+function hostOf(node: BlockNode, { flags, hostOffset }: Extent): Pick<ChainExtent, 'host'> {
+  if ((flags & STATUS_OFFSET_VALID) === 0 || hostOffset === undefined) return {};
+  return { host: { node, offset: hostOffset } };
 }
 
 /** A format knows only that it has data there; its file may know that it is a hole. */
@@ -68,6 +89,7 @@ function zeroBelow(child: BlockNode, walk: Walk, extent: Extent): MaybePromise<C
     length: below.length,
     flags: extent.flags | (below.flags & STATUS_ZERO),
     depth: walk.depth,
+    ...(below.host !== undefined ? { host: below.host } : {}),
   });
   const below = layerStatus(child, { ...walk, length });
   return below instanceof Promise ? below.then(merge) : merge(below);

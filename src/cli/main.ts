@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: MIT
 /** The diskferry command: subcommands, each in a file of its own. */
 import { parseArgs } from 'node:util';
+import { toError } from '../base/errors.js';
 import { VERSION } from '../daemon/version.js';
+import { errorText } from '../qmp/error-text.js';
+import { img } from './img/main.js';
 import { migrate } from './migrate.js';
 import { qmp } from './qmp.js';
 
 const HELP = `Usage: diskferry COMMAND [OPTION...]
 
   migrate   move a disk that is in use from one daemon to another NBD server
+  img       look into disk images and change them: diskferry img --help
   qmp       run one QMP command and print what it returns
 
   -h, --help     print this
@@ -38,7 +42,8 @@ const HINT = "'diskferry --help' tells how it is used";
 async function main(args: readonly string[]): Promise<number> {
   const [command, ...rest] = args;
   if (command === undefined) throw new Error(`no command given; ${HINT}`);
-  if (['-h', '--help', 'help'].includes(command) || rest.includes('--help')) {
+  const isHelp = ['-h', '--help', 'help'].includes(command);
+  if (isHelp || (command !== 'img' && rest.includes('--help'))) {
     process.stdout.write(HELP);
     return 0;
   }
@@ -47,6 +52,7 @@ async function main(args: readonly string[]): Promise<number> {
     return 0;
   }
   if (command === 'qmp') return qmp(rest);
+  if (command === 'img') return img(rest);
   if (command === 'migrate') return migrate(migrateOptions(rest));
   const what = command.startsWith('-') ? 'option' : 'command';
   throw new Error(`unknown ${what} '${command}'; ${HINT}`);
@@ -78,9 +84,8 @@ main(process.argv.slice(2)).then(
     process.exitCode = code;
   },
   (error: unknown) => {
-    const cause = error instanceof Error && error.cause instanceof Error ? error.cause : undefined;
-    const text = error instanceof Error ? error.message : String(error);
-    process.stderr.write(`diskferry: ${text}${cause ? `: ${cause.message}` : ''}\n`);
-    process.exitCode = 1;
+    process.stderr.write(`diskferry: ${errorText(toError(error))}\n`);
+    const own = error instanceof Error && 'exitStatus' in error ? error.exitStatus : undefined;
+    process.exitCode = typeof own === 'number' ? own : 1;
   },
 );

@@ -10,16 +10,14 @@ import { MonitorOptions } from '../../protocol/qapi/control.js';
 import type { Infer } from '../../protocol/qapi/define.js';
 import { ObjectOptions } from '../../protocol/qapi/qom.js';
 import { membersOf } from '../../protocol/qapi/structure.js';
-import type { AnyType, JsonValue } from '../../protocol/qapi/types.js';
-import { validate } from '../../protocol/qapi/validate.js';
 import { BlockError, toError } from '../base/errors.js';
 import { isLogLevel, LOG_LEVELS, type LogLevel } from '../base/log.js';
-import { parseJson } from '../qmp/json-stream.js';
 import { parseChardevOption } from '../qmp/transport/chardev-option.js';
 import type { BackendOptions } from '../qmp/transport/chardev-set.js';
 import { type Argument, type OptionTable, splitArguments } from './getopt.js';
 import { HELP_TEXT } from './help.js';
 import { parseKeyval } from './keyval.js';
+import { parseOption } from './schema-option.js';
 
 /** One thing to be made, in the order of the command line. */
 export type OptionAction = (
@@ -103,31 +101,23 @@ export function parseCommandLine(args: readonly string[], versionText: string): 
 function parseAction({ name, value, place }: Argument): OptionAction {
   switch (name) {
     case 'blockdev':
-      return { kind: 'blockdev', place, options: checked(BlockdevOptions, value, 'driver') };
+      return { kind: 'blockdev', place, options: parseOption(BlockdevOptions, value, 'driver') };
     case 'chardev':
       return { kind: 'chardev', place, ...parseChardevOption(value) };
     case 'export':
-      return { kind: 'export', place, options: checked(BlockExportOptions, value, 'type') };
+      return { kind: 'export', place, options: parseOption(BlockExportOptions, value, 'type') };
     case 'monitor':
-      return { kind: 'monitor', place, options: checked(MonitorOptions, value, 'chardev') };
+      return { kind: 'monitor', place, options: parseOption(MonitorOptions, value, 'chardev') };
     case 'nbd-server':
-      return { kind: 'nbd-server', place, options: checked(NbdServerOptions, value) };
+      return { kind: 'nbd-server', place, options: parseOption(NbdServerOptions, value) };
     case 'object':
-      return { kind: 'object', place, options: checked(ObjectOptions, value, 'qom-type') };
+      return { kind: 'object', place, options: parseOption(ObjectOptions, value, 'qom-type') };
     default:
       throw new BlockError(
         'DF_INVALID',
         'diskferryd has no trace points; use --log-level trace to see what it does',
       );
   }
-}
-
-/** The argument as the schema wants it: JSON when it starts with `{`, otherwise `key=value,...`. */
-function checked<const T extends AnyType>(type: T, text: string, impliedKey?: string): Infer<T> {
-  if (text.startsWith('{')) return validate(type, parseJson(text));
-  const { tree, help } = parseKeyval(text, impliedKey !== undefined ? { impliedKey } : {});
-  if (help) throw new BlockError('DF_INVALID', 'Help is not available for this option');
-  return validate(type, tree as JsonValue, { keyval: true });
 }
 
 function parseLogLevel(text: string): LogLevel {

@@ -81,6 +81,10 @@ class NullDriver implements BlockDriver {
     return { length, flags: this.#statusFlags, hostOffset: offset };
   }
 
+  allocatedSize(): number {
+    return 0;
+  }
+
   /** Nothing to release: a node is closed when no request, and so no timer, is left. */
   close(): void {}
 

@@ -51,28 +51,38 @@ export async function describeNode(
 const NO_THROTTLE = { bps: 0, bps_rd: 0, bps_wr: 0, iops: 0, iops_rd: 0, iops_wr: 0 };
 
 /** @see qapi ImageInfo */
-async function describeImage(
+export async function describeImage(
   node: BlockNode,
   options: DescribeOptions,
 ): Promise<Output<typeof ImageInfo>> {
   const backing = node.children.get('backing')?.node;
   const nested = backing !== undefined && !options.flat;
+  const allocated = await allocatedSize(node);
   return {
     filename: node.driver.filename,
     format: node.driver.name,
     'virtual-size': node.size,
-    'actual-size': await allocatedSize(node),
+    ...(allocated !== undefined ? { 'actual-size': allocated } : {}),
     ...(backing !== undefined ? { 'backing-filename': backing.driver.filename } : {}),
     ...(nested ? { 'backing-image': await describeImage(backing, options) } : {}),
   };
 }
 
-/** Bytes that the node and what lies below it, but not its backing chain, take of their media. */
-async function allocatedSize(node: BlockNode): Promise<number> {
+/**
+ * Bytes that the node and what lies below it, but not its backing chain, take of their media;
+ * undefined where that is not known. A filter takes what its one child takes.
+ */
+async function allocatedSize(node: BlockNode): Promise<number | undefined> {
   if (node.driver.allocatedSize !== undefined) return node.driver.allocatedSize();
-  let sum = 0;
-  for (const edge of node.children.values()) {
-    if (edge.role !== 'backing') sum += await allocatedSize(edge.node);
+  if (node.kind === 'protocol') return undefined;
+  const edges = [...node.children.values()].filter(({ role }) =>
+    node.kind === 'filter' ? role === 'filtered' : role !== 'backing',
+  );
+  let sum: number | undefined;
+  for (const edge of edges) {
+    const taken = await allocatedSize(edge.node);
+    if (taken === undefined) return undefined;
+    sum = (sum ?? 0) + taken;
   }
   return sum;
 }

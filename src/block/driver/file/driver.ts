@@ -37,6 +37,8 @@ const FEATURES: DriverFeatures = {
   multiConn: true,
 };
 
+/** Unit of `st_blocks`, bytes, whatever the file system's own is. @see stat(2) */
+const STAT_BLOCK = 512;
 const DATA = STATUS_DATA | STATUS_ALLOCATED | STATUS_OFFSET_VALID;
 const HOLE = STATUS_ZERO | STATUS_ALLOCATED | STATUS_OFFSET_VALID;
 
@@ -136,6 +138,11 @@ class FileDriver implements BlockDriver {
       this.#lost = error;
       throw error;
     }
+  }
+
+  async allocatedSize(): Promise<number> {
+    const { blocks } = await this.#access.handle.file.stat();
+    return blocks * STAT_BLOCK;
   }
 
   blockStatus(offset: number, length: number): MaybePromise<Extent> {

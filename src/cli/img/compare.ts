@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+/** `diskferry img compare`: is the content of two images the same? */
+import type { BlockBackend } from '../../block/backend.js';
+import { STATUS_ALLOCATED, STATUS_ZERO } from '../../block/block-driver.js';
+import { isZero } from '../../block/shaped-requests.js';
+import { ProgressBar } from '../progress.js';
+import { COMMON, PROGRESS, parseImgArguments, wordsFor } from './arguments.js';
+import { cacheMode, ImageSession } from './session.js';
+
+/** Bytes that are read of each image at a time. */
+const CHUNK_LENGTH = 1 << 20;
+/** The offset of a difference is told in sectors of so many bytes, as qemu-img does. */
+const SECTOR = 512;
+/** Exit status besides 0 (identical) and 1 (different). */
+const OPEN_FAILED = 2;
+const READ_FAILED = 4;
+
+/** What a comparison found; undefined: no difference. */
+type Difference = { readonly text: string } | undefined;
+
+export async function compare(args: string[]): Promise<number> {
+  const { values, positionals } = parseImgArguments(args, {
+    ...COMMON,
+    ...PROGRESS,
+    'second-format': { type: 'string', short: 'F' },
+    strict: { type: 'boolean', short: 's' },
+    'source-cache': { type: 'string', short: 'T' },
+  });
+  const names = wordsFor(positionals, 'two image file names', 'two image file names');
+  const { 'image-opts': imageOpts, 'force-share': forceShare } = values;
+  const cache = cacheMode(values['source-cache'] ?? 'writeback');
+  return ImageSession.run(async (session) => {
+    const formats = [values.format, values['second-format']];
+    const images: BlockBackend[] = [];
+    try {
+      for (const [index, name] of names.entries()) {
+        const format = formats[index];
+        images.push(await session.open({ name, format, imageOpts, forceShare, cache }));
+      }
+    } catch (error) {
+      throw Object.assign(error as Error, { exitStatus: OPEN_FAILED });
+    }
+    const bar = new ProgressBar(process.stderr, 'compare');
+    const say = (text: string): void => {
+      if (values.quiet !== true) process.stdout.write(`${text}\n`);
+    };
+    try {
+      const difference = await compareImages(images, {
+        strict: values.strict === true,
+        warn: say,
+        progress: (done, total) => values.progress === true && bar.show(done, total),
+      });
+      bar.end();
+      say(difference?.text ?? 'Images are identical.');
+      return difference === undefined ? 0 : 1;
+    } catch (error) {
+      throw Object.assign(error as Error, { exitStatus: READ_FAILED });
+    } finally {
+      bar.end();
+    }
+  });
+}
+
+interface CompareOptions {
+  readonly strict: boolean;
+  readonly warn: (text: string) => void;
+  readonly progress: (done: number, total: number) => void;
+}
+
+async function compareImages(
+  images: readonly BlockBackend[],
+  { strict, warn, progress }: CompareOptions,
+): Promise<Difference> {
+  const sizes = images.map(({ size }) => size);
+  const common = Math.min(...sizes);
+  const total = Math.max(...sizes);
+  if (common !== total && strict) return { text: 'Strict mode: Image size mismatch!' };
+  for (let offset = 0; offset < total; ) {
+    if (offset === common) warn('Warning: Image size mismatch!');
+    const inside = images.filter(({ size }) => offset < size);
+    const limit = offset < common ? common : total;
+    const step = await compareStep(inside, offset, limit - offset, strict);
+    if (step.difference !== undefined) return step.difference;
+    offset += step.length;
+    progress(offset, total);
+  }
+  return undefined;
+}
+
+/** Compares a prefix of the range in both images, or what only one has with zeroes. */
+async function compareStep(
+  images: readonly BlockBackend[],
+  offset: number,
+  most: number,
+  strict: boolean,
+): Promise<{ readonly length: number; readonly difference?: Difference }> {
+  const found = await Promise.all(images.map((image) => image.blockStatus(offset, most)));
+  const length = Math.min(...found.map((extent) => extent.length));
+  const [first, ...others] = found.map(({ flags }) => flags & STATUS_ALLOCATED);
+  if (strict && others.some((allocated) => allocated !== first)) {
+    const text = `Strict mode: Offset ${offset} allocation mismatch!`;
+    return { length, difference: { text } };
+  }
+  if (found.every(({ flags }) => (flags & STATUS_ZERO) !== 0)) return { length };
+  const chunk = Math.min(length, CHUNK_LENGTH);
+  const contents = await Promise.all(
+    images.map(async (image, index) => {
+      const buffer = Buffer.alloc(chunk);
+      if (((found[index]?.flags ?? 0) & STATUS_ZERO) === 0) await image.read(offset, buffer);
+      return buffer;
+    }),
+  );
+  const at = firstDifference(contents);
+  if (at === undefined) return { length: chunk };
+  const sector = offset + at - ((offset + at) % SECTOR);
+  return { length: chunk, difference: { text: `Content mismatch at offset ${sector}!` } };
+}
+
+/** Index of the first byte that differs; a single buffer is compared with zeroes. */
+function firstDifference([a, b]: readonly Buffer[]): number | undefined {
+  if (a === undefined) return undefined;
+  if (b === undefined ? isZero(a) : a.equals(b)) return undefined;
+  for (let at = 0; at < a.byteLength; at++) if (a[at] !== (b?.[at] ?? 0)) return at;
+  return undefined;
+}

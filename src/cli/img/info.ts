@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+/** `diskferry img info`: what an image is. */
+import type { ImageInfo } from '../../../protocol/qapi/block-nodes-info.js';
+import type { Output } from '../../../protocol/qapi/types.js';
+import { describeImage } from '../../qmp/commands/describe-node.js';
+import { COMMON, OUTPUT, parseImgArguments, wantsJson, wordsFor } from './arguments.js';
+import { ImageSession } from './session.js';
+import { sizeText } from './sizes.js';
+
+type Info = Output<typeof ImageInfo>;
+
+export async function info(args: string[]): Promise<number> {
+  const { values, positionals } = parseImgArguments(args, {
+    ...COMMON,
+    ...OUTPUT,
+    'backing-chain': { type: 'boolean' },
+  });
+  const [name = ''] = wordsFor(positionals, 'one image file name');
+  const json = wantsJson(values.output);
+  return ImageSession.run(async (session) => {
+    const image = await session.open({
+      name,
+      format: values.format,
+      imageOpts: values['image-opts'],
+      forceShare: values['force-share'],
+    });
+    const found: Info[] = [];
+    for (
+      let node = image.root.node as typeof image.root.node | undefined;
+      node !== undefined;
+      node = node.children.get('backing')?.node
+    ) {
+      found.push(await describeImage(node, { flat: true }));
+      if (values['backing-chain'] !== true) break;
+    }
+    const text = json
+      ? `${JSON.stringify(values['backing-chain'] === true ? found : found[0], undefined, 4)}\n`
+      : found.map(humanText).join('\n');
+    process.stdout.write(text);
+    return 0;
+  });
+}
+
+function humanText(image: Info): string {
+  const { filename, format, ...rest } = image;
+  const lines = [
+    `image: ${filename}`,
+    `file format: ${format}`,
+    `virtual size: ${sizeText(image['virtual-size'])} (${image['virtual-size']} bytes)`,
+    `disk size: ${image['actual-size'] === undefined ? 'unavailable' : sizeText(image['actual-size'])}`,
+  ];
+  if (image['cluster-size'] !== undefined) lines.push(`cluster_size: ${image['cluster-size']}`);
+  if (image['backing-filename'] !== undefined) {
+    const full = image['full-backing-filename'];
+    const actual = full !== undefined && full !== image['backing-filename'] ? full : undefined;
+    const note = actual === undefined ? '' : ` (actual path: ${actual})`;
+    lines.push(`backing file: ${image['backing-filename']}${note}`);
+  }
+  const backingFormat = image['backing-filename-format'];
+  if (backingFormat !== undefined) lines.push(`backing file format: ${backingFormat}`);
+  const specific = (rest as { 'format-specific'?: { data: object } })['format-specific'];
+  if (specific !== undefined) {
+    lines.push('Format specific information:', ...nested(specific.data, 1));
+  }
+  return `${lines.join('\n')}\n`;
+}
+
+/** Names as people read them: "lazy-refcounts" is "lazy refcounts". */
+function nested(value: object, depth: number): string[] {
+  const indent = '    '.repeat(depth);
+  return Object.entries(value).flatMap(([key, member]) => {
+    const label = Array.isArray(value) ? `[${key}]` : key.replaceAll('-', ' ');
+    if (typeof member !== 'object' || member === null) return [`${indent}${label}: ${member}`];
+    return [`${indent}${label}:`, ...nested(member, depth + 1)];
+  });
+}

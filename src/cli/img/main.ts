@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+/** `diskferry img`: the commands, one file each. */
+import { BlockError } from '../../base/errors.js';
+import { compare } from './compare.js';
+import { info } from './info.js';
+import { map } from './map.js';
+import { resize } from './resize.js';
+
+export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and output as qemu-img's
+
+  info [-f FMT] [--output human|json] [--backing-chain] [-U] [--image-opts] FILE
+  map [-f FMT] [--output human|json] [-s OFFSET] [-l LENGTH] [-U] [--image-opts] FILE
+  compare [-f FMT] [-F FMT] [-T CACHE] [-s] [-p] [-q] [-U] [--image-opts] FILE1 FILE2
+  resize [-f FMT] [--preallocation MODE] [--shrink] [-q] [--image-opts] FILE [+|-]SIZE
+
+FILE is a path, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or json:{...}; a format
+that is not given is found out by the first bytes.
+`;
+
+const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = {
+  compare,
+  info,
+  map,
+  resize,
+};
+
+/** @returns exit status, as qemu-img's. @throws what went wrong; `exitStatus` on it when not 1 */
+export async function img(args: readonly string[]): Promise<number> {
+  const [command = '', ...rest] = args;
+  if (['', '-h', '--help', 'help'].includes(command) || rest.includes('--help')) {
+    process.stdout.write(IMG_HELP);
+    return command === '' ? 1 : 0;
+  }
+  const run = Object.hasOwn(COMMANDS, command) ? COMMANDS[command] : undefined;
+  if (run === undefined) {
+    throw new BlockError('DF_INVALID', `img has no command '${command}'; see diskferry img --help`);
+  }
+  return run(rest);
+}

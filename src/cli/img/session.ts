@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+/** Images that a command works on: opened as nodes of a graph that lives as long as the command. */
+import { stat } from 'node:fs/promises';
+import { parseNbdTarget } from '../../../protocol/nbd/uri.js';
+import { BlockdevOptions } from '../../../protocol/qapi/block-core-options.js';
+import type { JsonObject } from '../../../protocol/qapi/types.js';
+import { validate } from '../../../protocol/qapi/validate.js';
+import { BlockError, fromSystemError } from '../../base/errors.js';
+import { BlockBackend } from '../../block/backend.js';
+import { registerDrivers } from '../../block/driver/all.js';
+import { BlockGraph } from '../../block/graph.js';
+import type { BlockNode } from '../../block/node.js';
+import { openNode } from '../../block/open-node.js';
+import {
+  PERM_ALL,
+  PERM_CONSISTENT_READ,
+  PERM_RESIZE,
+  PERM_WRITE,
+} from '../../block/permissions.js';
+import { ThrottleGroups } from '../../block/throttle/throttle-groups.js';
+import { parseOption } from '../../daemon/schema-option.js';
+import { parseJson } from '../../qmp/json-stream.js';
+import { PROBE_LENGTH, probeFormat } from './probe.js';
+
+/** How a command wants an image. */
+export interface ImageRequest {
+  /** A path, an NBD address, `json:{...}`, or with `imageOpts` a list of options. */
+  readonly name: string;
+  readonly imageOpts?: boolean | undefined;
+  /** Driver; found out by the first bytes when absent. */
+  readonly format?: string | undefined;
+  readonly writable?: boolean;
+  /** Open it even when somebody writes to it. */
+  readonly forceShare?: boolean | undefined;
+  readonly cache?: CacheMode;
+}
+
+/** What `-t` and `-T` say. */
+export interface CacheMode {
+  readonly direct: boolean;
+  readonly noFlush: boolean;
+}
+
+const CACHE_MODES: Readonly<Record<string, CacheMode>> = {
+  none: { direct: true, noFlush: false },
+  writeback: { direct: false, noFlush: false },
+  unsafe: { direct: false, noFlush: true },
+};
+
+/** @throws BlockError DF_INVALID for a mode that there is not */
+export function cacheMode(name: string): CacheMode {
+  const mode = Object.hasOwn(CACHE_MODES, name) ? CACHE_MODES[name] : undefined;
+  if (mode !== undefined) return mode;
+  const known = Object.keys(CACHE_MODES).join(', ');
+  throw new BlockError('DF_INVALID', `Invalid cache option: ${name}; there are ${known}`);
+}
+
+const SCHEME = /^[a-z+]+:/i;
+
+export class ImageSession {
+  readonly graph = new BlockGraph();
+  readonly throttleGroups = new ThrottleGroups();
+  readonly #backends: BlockBackend[] = [];
+
+  constructor() {
+    registerDrivers(this.graph, this.throttleGroups);
+  }
+
+  /** Runs a command with a session of its own, which is closed whatever happens. */
+  static async run<T>(work: (session: ImageSession) => Promise<T>): Promise<T> {
+    const session = new ImageSession();
+    try {
+      return await work(session);
+    } finally {
+      await session.close();
+    }
+  }
+
+  /** @throws BlockError that says which image and why */
+  async open(request: ImageRequest): Promise<BlockBackend> {
+    try {
+      const node = await this.#openNode(request);
+      const backend = new BlockBackend(`the image '${request.name}'`);
+      const write = request.writable === true ? PERM_WRITE | PERM_RESIZE : 0;
+      const permissions = { taken: PERM_CONSISTENT_READ | write, shared: PERM_ALL & ~write };
+      await this.graph.attach(backend, node, permissions);
+      this.#backends.push(backend);
+      return backend;
+    } catch (error) {
+      throw new BlockError('DF_INVALID', `Could not open '${request.name}'`, {}, { cause: error });
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const backend of this.#backends.splice(0)) await this.graph.detach(backend);
+    await this.graph.closeAll();
+  }
+
+  async #openNode(request: ImageRequest): Promise<BlockNode> {
+    const access = accessOptions(request);
+    const given = await describedOptions(request);
+    if (given !== undefined) return openNode(this.graph, { ...given, ...access });
+    const protocol = await protocolOptions(request.name);
+    const format = request.format ?? (await this.#probe(protocol, access));
+    if (!this.graph.drivers.names.includes(format)) {
+      throw new BlockError('DF_NOT_SUPPORTED', `Unknown driver '${format}'`);
+    }
+    const file = { ...protocol, ...access };
+    return openNode(this.graph, validated({ driver: format, file, ...access }));
+  }
+
+  async #probe(protocol: JsonObject, access: JsonObject): Promise<string> {
+    const readOnly = { ...access, 'read-only': true };
+    const node = await openNode(this.graph, validated({ ...protocol, ...readOnly }));
+    const backend = new BlockBackend('looking for its format');
+    try {
+      const permissions = { taken: PERM_CONSISTENT_READ, shared: PERM_ALL };
+      await this.graph.attach(backend, node, permissions);
+      const head = Buffer.alloc(Math.min(PROBE_LENGTH, backend.size));
+      await backend.read(0, head);
+      return probeFormat(head);
+    } finally {
+      await this.graph.detach(backend);
+      await this.graph.exclusive(() => this.graph.closeUnused(node));
+    }
+  }
+}
+
+const validated = (options: JsonObject) => validate(BlockdevOptions, options);
+
+function accessOptions({ writable = false, forceShare, cache }: ImageRequest): JsonObject {
+  return {
+    'read-only': !writable,
+    ...(forceShare === true ? { 'force-share': true } : {}),
+    ...(writable ? { discard: 'unmap' } : {}),
+    ...(cache !== undefined ? { cache: { direct: cache.direct, 'no-flush': cache.noFlush } } : {}),
+  };
+}
+
+/** For names that say everything: `json:{...}`, and options with --image-opts. */
+async function describedOptions({ name, imageOpts, format }: ImageRequest) {
+  if (imageOpts !== true && !name.startsWith('json:')) return undefined;
+  if (format !== undefined) {
+    throw new BlockError('DF_INVALID', '--image-opts and --format are mutually exclusive');
+  }
+  if (imageOpts === true) return parseOption(BlockdevOptions, name);
+  return validate(BlockdevOptions, parseJson(name.slice('json:'.length)));
+}
+
+/** The node that has the image's bytes. */
+async function protocolOptions(name: string): Promise<JsonObject> {
+  if (/^(nbds?|nbds?\+unix|wss?):/.test(name)) return nbdOptions(name);
+  const path = name.startsWith('file:') ? name.slice('file:'.length) : name;
+  if (path === name && SCHEME.test(name) && !name.includes('/')) {
+    throw new BlockError('DF_NOT_SUPPORTED', `Unknown protocol '${name.split(':', 1)[0]}'`);
+  }
+  try {
+    const found = await stat(path);
+    const device = found.isBlockDevice() || found.isCharacterDevice();
+    return { driver: device ? 'host_device' : 'file', filename: path };
+  } catch (error) {
+    throw fromSystemError(error, `Could not open '${path}'`);
+  }
+}
+
+function nbdOptions(name: string): JsonObject {
+  const { address, exportName, tls } = parseNbdTarget(name);
+  if (tls) throw new BlockError('DF_NOT_SUPPORTED', 'diskferry has no TLS');
+  if (address.type === 'websocket') {
+    throw new BlockError('DF_NOT_SUPPORTED', 'images over WebSocket can only be served');
+  }
+  const server =
+    address.type === 'unix'
+      ? { type: 'unix', path: address.path }
+      : { type: 'inet', host: address.host, port: String(address.port) };
+  return { driver: 'nbd', server, export: exportName };
+}
