@@ -6,6 +6,7 @@
  */
 import type { MaybePromise } from '../base/maybe-promise.js';
 import type { ChildEdge } from './edge.js';
+import type { BlockNode } from './node.js';
 import type { NodeOptions } from './node-options.js';
 import type { PermissionMask, ShareMask } from './permissions.js';
 
@@ -129,6 +130,8 @@ export interface BlockDriver {
   discard?(offset: number, length: number): MaybePromise<void>;
   /** What completed before is on stable storage afterwards. The node flushes children after this. */
   flush?(): MaybePromise<void>;
+  /** True: `flush` takes the children along, because one that fails may not matter. */
+  readonly flushesChildren?: boolean;
   /** Status of a prefix of the range, at this layer alone. Absent: all data. */
   blockStatus?(offset: number, length: number): MaybePromise<Extent>;
   /** Changes the size. Bytes gained read as zeroes. `exact` false: a larger node is fine. */
@@ -168,6 +171,10 @@ export interface BlockDriver {
    * `commitReopen`. A driver without it keeps its children for life.
    */
   childReplaced?(key: string, edge: ChildEdge | undefined): void;
+  /** The graph has moved a child edge from node `from` to another, in a drained section. */
+  childMoved?(edge: ChildEdge, from: BlockNode): void;
+  /** x-blockdev-change. Absent: no child comes or goes. */
+  readonly childList?: ChildList;
 
   /** The string that QEMU shows as `file`/`filename`: a path, a json: description, or ''. */
   readonly filename: string;
@@ -181,6 +188,18 @@ export interface BlockDriver {
   close(): MaybePromise<void>;
 }
 
+/** Children that come and go one by one while their parent is in use. */
+export interface ChildList {
+  /** Key and role of one more child. @throws BlockError when `node` can't be one */
+  next(node: BlockNode): { readonly key: string; readonly role: ChildRole };
+  /** The child is there; its parent is drained. */
+  added(edge: ChildEdge): void;
+  /** @throws BlockError when the child can't be spared */
+  checkRemove(edge: ChildEdge): void;
+  /** The child goes; its parent is drained. */
+  removed(edge: ChildEdge): void;
+}
+
 /** What a child is for. 'filtered' is the one child that a filter passes through. */
 export type ChildRole =
   | 'file'
@@ -191,6 +210,7 @@ export type ChildRole =
   | 'test'
   | 'raw'
   | 'log'
+  | 'copy'
   | 'child';
 
 export type DriverKind = 'protocol' | 'format' | 'filter';
@@ -203,6 +223,11 @@ export interface DriverDefinition {
   /** The children that options may name, by their key in the options ('file', 'backing', …). */
   readonly children: readonly ChildDefinition[];
   /**
+   * What can be told to be wrong before the children are opened.
+   * @param given all options, children included @throws BlockError DF_INVALID
+   */
+  checkOptions?(given: DriverOptions): void;
+  /**
    * Makes an instance. Options have been validated against the QAPI schema (types, unknown keys);
    * what depends on values is checked here. Children are attached and can be read.
    */
@@ -213,6 +238,23 @@ export interface ChildDefinition {
   readonly key: string;
   readonly role: ChildRole;
   readonly required: boolean;
+  /** True: the option is a list of children; their edges are called `key`.0, `key`.1 and so on. */
+  readonly list?: boolean;
+}
+
+/** What a driver that keeps several copies tells of them. */
+export interface CopyReports {
+  /** A copy failed, or (no `error`) its content was outvoted. Offset and length in bytes. */
+  bad(copy: ChildEdge, report: CopyReport): void;
+  /** Too few copies have succeeded, or agree: the request fails. */
+  failed(range: { readonly offset: number; readonly length: number }): void;
+}
+
+export interface CopyReport {
+  readonly operation: 'read' | 'write' | 'flush';
+  readonly offset: number;
+  readonly length: number;
+  readonly error?: unknown;
 }
 
 /**
@@ -232,6 +274,7 @@ export interface OpenContext {
   /** The attached children by key; only those given. */
   readonly children: Readonly<Record<string, ChildEdge>>;
   child(key: string): ChildEdge;
+  readonly copyReports: CopyReports;
   /** Aborts when the opener gave up (deadline, cancelled command). */
   readonly signal: AbortSignal;
 }

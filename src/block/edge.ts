@@ -24,6 +24,8 @@ export interface EdgeParent {
   whenIdle(): MaybePromise<void>;
   /** The child's size has changed. */
   childResized?(edge: ChildEdge): void;
+  /** The edge has been moved from node `from` to another, in a drained section. */
+  childMoved?(edge: ChildEdge, from: BlockNode): void;
 }
 
 export interface EdgeOptions {

@@ -77,6 +77,8 @@ export class BlockGraph {
     this.#nodes.set(node.name, node);
     node.observer = {
       writeThresholdExceeded: (...args) => this.observer.writeThresholdExceeded?.(...args),
+      copyBad: (...args) => this.observer.copyBad?.(...args),
+      copiesFailed: (...args) => this.observer.copiesFailed?.(...args),
     };
   }
 
@@ -175,7 +177,10 @@ export class BlockGraph {
       for (const edge of moved) this.#move(edge, from);
       throw error;
     }
-    for (const edge of moved) edge.parent.childResized?.(edge);
+    for (const edge of moved) {
+      edge.parent.childMoved?.(edge, from);
+      edge.parent.childResized?.(edge);
+    }
   }
 
   /** Gives up the monitor's reference. @throws BlockError when something uses the node */
@@ -273,6 +278,9 @@ export class BlockGraph {
     }
   }
 }
+
+/** A child that nobody uses yet, or any more. */
+export const UNUSED_PERMISSIONS: Permissions = { taken: 0, shared: PERM_ALL };
 
 /** What a new child edge takes until its node's driver is open and can say. */
 export const OPENING_PERMISSIONS: Permissions = { taken: PERM_CONSISTENT_READ, shared: PERM_ALL };

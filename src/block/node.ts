@@ -12,6 +12,7 @@ import type { DirtyBitmap } from './bitmap/dirty-bitmap.js';
 import {
   type BlockDriver,
   type BlockLimits,
+  type CopyReport,
   DEFAULT_LIMITS,
   type DriverKind,
   type Extent,
@@ -45,6 +46,10 @@ const CLOSED_DRIVER: BlockDriver = {
 /** What the graph wants to know of a node's I/O. */
 export interface NodeObserver {
   writeThresholdExceeded(node: BlockNode, amountExceeded: number, threshold: number): void;
+  /** One of the copies that a node keeps failed, or differed from the others. */
+  copyBad?(copy: BlockNode, report: CopyReport): void;
+  /** Too few of the copies that `node` keeps have succeeded, or agree. Bytes. */
+  copiesFailed?(node: BlockNode, offset: number, length: number): void;
 }
 
 const TRUNCATE_EXACT: TruncateOptions = { exact: true, preallocation: 'off' };
@@ -240,6 +245,10 @@ export class BlockNode implements EdgeParent {
     if (!(pending instanceof Promise)) return pending;
     this.inFlight.begin();
     return pending.finally(() => this.inFlight.end());
+  }
+
+  childMoved(edge: ChildEdge, from: BlockNode): void {
+    this.#driver.childMoved?.(edge, from);
   }
 
   /** Counts changes: equal before and after means that nothing was written in between. */

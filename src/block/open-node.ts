@@ -40,6 +40,7 @@ export async function openNode(
 ): Promise<BlockNode> {
   const definition = graph.drivers.get(String(given.driver));
   const nodeOptions = parseNodeOptions(given, options.inherited ?? ROOT_DEFAULTS);
+  definition.checkOptions?.(given);
   const name = graph.reserveName(given['node-name'] as string | undefined);
   const node = new BlockNode(name, definition.kind, nodeOptions);
   try {
@@ -65,17 +66,21 @@ async function openChildren(
       if (!child.required) continue;
       throw new BlockError('DF_INVALID', `A block device must be specified for "${child.key}"`);
     }
-    await openChild(graph, node, { definition, child, value }, options);
+    const several = child.list === true ? (value as readonly unknown[]) : undefined;
+    const named = several?.map((entry, index) => [`${child.key}.${index}`, entry] as const);
+    for (const [name, entry] of named ?? [[child.key, value] as const]) {
+      await openChild(graph, node, { definition, child, name, value: entry }, options);
+    }
   }
 }
 
 async function openChild(
   graph: BlockGraph,
   node: BlockNode,
-  wanted: { definition: DriverDefinition; child: ChildDefinition; value: unknown },
+  wanted: { definition: DriverDefinition; child: ChildDefinition; name: string; value: unknown },
   options: OpenOptions,
 ): Promise<void> {
-  const { definition, child, value } = wanted;
+  const { definition, child, name, value } = wanted;
   const inline = typeof value === 'object';
   const below = inline
     ? await openNode(graph, value as DriverOptions, {
@@ -88,11 +93,11 @@ async function openChild(
     const target = below ?? graph.get(String(value));
     try {
       const edge = await graph.addEdge(node, target, {
-        name: child.key,
+        name,
         role: child.role,
         ...OPENING_PERMISSIONS,
       });
-      node.children.set(child.key, edge);
+      node.children.set(name, edge);
     } catch (error) {
       if (below !== undefined) await graph.closeUnused(below);
       throw error;
@@ -150,6 +155,10 @@ export function openContext(node: BlockNode, signal: AbortSignal): OpenContext {
       const edge = node.children.get(key);
       if (edge === undefined) throw new Error(`node '${node.name}' has no child '${key}'`);
       return edge;
+    },
+    copyReports: {
+      bad: (copy, report) => node.observer?.copyBad?.(copy.node, report),
+      failed: ({ offset, length }) => node.observer?.copiesFailed?.(node, offset, length),
     },
     signal,
   };

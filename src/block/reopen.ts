@@ -7,10 +7,9 @@ import { BlockError } from '../base/errors.js';
 import type { ChildDefinition, DriverDefinition, DriverOptions } from './block-driver.js';
 import { drained } from './drain.js';
 import type { ChildEdge } from './edge.js';
-import type { BlockGraph } from './graph.js';
+import { type BlockGraph, isBelow, UNUSED_PERMISSIONS } from './graph.js';
 import type { BlockNode } from './node.js';
 import { type NodeOptions, parseNodeOptions, ROOT_DEFAULTS } from './node-options.js';
-import { PERM_ALL, type Permissions } from './permissions.js';
 
 interface Step {
   readonly node: BlockNode;
@@ -73,8 +72,12 @@ function planChild(
   child: ChildDefinition,
 ): Step['children'] {
   const value = given[child.key];
-  const old = node.children.get(child.key);
   if (value === undefined) return [];
+  if (child.list === true) {
+    if (!sameList(node, child, value)) throw noOtherFiles(node);
+    return [];
+  }
+  const old = node.children.get(child.key);
   if (value === null && child.required) throw cannotChange(child.key);
   if (typeof value === 'object' && value !== null) {
     // An inline definition describes the child that is there; it can't make another.
@@ -83,21 +86,31 @@ function planChild(
   }
   const next = value === null ? undefined : graph.get(String(value));
   if (next === old?.node) return [];
-  if (node.driver.childReplaced === undefined) {
-    throw new BlockError(
-      'DF_NOT_SUPPORTED',
-      `Block format '${node.driver.name}' used by node '${node.name}' does not support reopening files`,
-      { node: node.name },
-    );
-  }
+  if (node.driver.childReplaced === undefined) throw noOtherFiles(node);
   return [{ key: child.key, old, next }];
+}
+
+function noOtherFiles(node: BlockNode): BlockError {
+  return new BlockError(
+    'DF_NOT_SUPPORTED',
+    `Block format '${node.driver.name}' used by node '${node.name}' does not support reopening files`,
+    { node: node.name },
+  );
+}
+
+/** True when a list of children names those that are there, in their order. */
+function sameList(node: BlockNode, { key }: ChildDefinition, value: unknown): boolean {
+  const names = (value as readonly unknown[]).map((entry) =>
+    typeof entry === 'string' ? entry : (entry as DriverOptions)['node-name'],
+  );
+  const there = [...node.children]
+    .filter(([name]) => name.startsWith(`${key}.`))
+    .map(([, edge]) => edge.node.name);
+  return names.length === there.length && names.every((name, index) => name === there[index]);
 }
 
 const cannotChange = (key: string): BlockError =>
   new BlockError('DF_INVALID', `Cannot change the option '${key}'`);
-
-/** A child that nobody uses yet, or any more. */
-const UNUSED: Permissions = { taken: 0, shared: PERM_ALL };
 
 async function carryOut(graph: BlockGraph, steps: readonly Step[]): Promise<void> {
   const undo: (() => void | Promise<void>)[] = [];
@@ -108,7 +121,7 @@ async function carryOut(graph: BlockGraph, steps: readonly Step[]): Promise<void
     const going = steps.flatMap(({ children }) => children.flatMap(({ old }) => old ?? []));
     await graph.updatePermissions(
       [...steps.map(({ node }) => node), ...going.map(({ node }) => node)],
-      new Map(going.map((edge) => [edge, UNUSED])),
+      new Map(going.map((edge) => [edge, UNUSED_PERMISSIONS])),
     );
   } catch (error) {
     for (const back of undo.reverse()) await back();
@@ -157,7 +170,7 @@ async function newChild(
   key: string,
   next: BlockNode,
 ): Promise<ChildEdge> {
-  if (reaches(next, node)) {
+  if (isBelow(node, next)) {
     throw new BlockError(
       'DF_INVALID',
       `Making '${next.name}' a ${key} child of '${node.name}' would create a cycle`,
@@ -166,14 +179,7 @@ async function newChild(
   }
   const definition = graph.drivers.get(node.driver.name);
   const role = definition.children.find((child) => child.key === key)?.role ?? 'child';
-  return graph.addEdge(node, next, { name: key, role, ...UNUSED });
-}
-
-/** True when `node` is `from`, or below it. */
-function reaches(from: BlockNode, node: BlockNode): boolean {
-  if (from === node) return true;
-  for (const edge of from.children.values()) if (reaches(edge.node, node)) return true;
-  return false;
+  return graph.addEdge(node, next, { name: key, role, ...UNUSED_PERMISSIONS });
 }
 
 const BASE_OPTIONS = new Set([

@@ -310,6 +310,7 @@ function ignoreUnsupported(error: unknown): void {
 
 /** The driver first, then the children that it writes to. */
 export function flush(node: BlockNode): MaybePromise<void> {
+  if (node.driver.flushesChildren === true) return node.driver.flush?.();
   const own = node.options.cache.noFlush ? undefined : node.driver.flush?.();
   if (own !== undefined) return own.then(() => flushChildren(node));
   return flushChildren(node);
