@@ -16,6 +16,7 @@ import {
   array,
   bool,
   enumeration,
+  int,
   int32,
   lazy,
   optional,
@@ -73,6 +74,7 @@ export const BlockdevDriver = enumeration('BlockdevDriver', {
     'null-aio': 'stores nothing, answers later',
     'null-co': 'stores nothing, answers at once',
     preallocate: 'filter that lets a file grow in large steps',
+    quorum: 'several copies of one disk',
     raw: 'a window of another node, or all of it',
     'snapshot-access': 'the point in time that a copy-before-write filter keeps, to be read',
     throttle: 'filter that limits speed',
@@ -258,6 +260,25 @@ export const BlockdevOptionsCbw = struct('BlockdevOptionsCbw', {
   },
 });
 
+export const QuorumReadPattern = enumeration('QuorumReadPattern', {
+  doc: 'How copies are read.',
+  values: {
+    quorum: 'all of them, and what enough of them have is returned',
+    fifo: 'one after the other, until one can be read',
+  },
+});
+
+export const BlockdevOptionsQuorum = struct('BlockdevOptionsQuorum', {
+  doc: 'Several copies of one disk.',
+  members: {
+    blkverify: optional(bool, 'two copies, any difference fails the read', { default: 'false' }),
+    children: required(array(BlockdevRef), 'the copies, 1 to 64, all of one size'),
+    'vote-threshold': required(int, 'copies that must succeed and agree, 1 or more'),
+    'rewrite-corrupted': optional(bool, 'write anew what was outvoted', { default: 'false' }),
+    'read-pattern': optional(QuorumReadPattern, 'how copies are read', { default: 'quorum' }),
+  },
+});
+
 export const BlockdevOptions = union('BlockdevOptions', {
   doc: 'A node of the block graph.',
   members: {
@@ -289,6 +310,7 @@ export const BlockdevOptions = union('BlockdevOptions', {
     'null-aio': BlockdevOptionsNull,
     'null-co': BlockdevOptionsNull,
     preallocate: BlockdevOptionsPreallocate,
+    quorum: BlockdevOptionsQuorum,
     raw: BlockdevOptionsRaw,
     'snapshot-access': BlockdevOptionsGenericFormat,
     throttle: BlockdevOptionsThrottle,

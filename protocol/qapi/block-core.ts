@@ -43,6 +43,19 @@ export const BLOCKDEV_SET_ACTIVE = defineCommand({
   },
 });
 
+export const X_BLOCKDEV_CHANGE = defineCommand({
+  name: 'x-blockdev-change',
+  doc:
+    'Gives a quorum node that may be in use one copy more, or takes one. A copy that comes must have ' +
+    'the content of the others: it is not made equal.',
+  arguments: {
+    parent: required(str, 'name of the node whose children change'),
+    child: optional(str, 'name of the child that goes: "children.0", for one'),
+    node: optional(str, 'name of the node that becomes a child; it has no other users'),
+  },
+  features: ['unstable'],
+});
+
 export const BLOCK_RESIZE = defineCommand({
   name: 'block_resize',
   doc: 'Changes the size of a node, in use or not.',
@@ -150,11 +163,42 @@ export const BLOCK_IO_ERROR = defineEvent({
   rateKey: 'device',
 });
 
+export const QuorumOpType = enumeration('QuorumOpType', {
+  doc: 'Kinds of requests to the copies of a quorum node.',
+  values: { read: 'a read', write: 'a write, also of zeroes', flush: 'a flush' },
+});
+
+export const QUORUM_FAILURE = defineEvent({
+  name: 'QUORUM_FAILURE',
+  doc: 'Too few copies of a quorum node have succeeded, or agree: a request failed.',
+  data: {
+    reference: required(str, 'name of the node'),
+    'sector-num': required(int, 'where the request starts, in sectors of 512 bytes'),
+    'sectors-count': required(int, 'its length, in sectors of 512 bytes, begun ones included'),
+  },
+  rateLimitMs: 1000,
+});
+
+export const QUORUM_REPORT_BAD = defineEvent({
+  name: 'QUORUM_REPORT_BAD',
+  doc: 'One copy of a quorum node failed, or (no error) was outvoted.',
+  data: {
+    type: required(QuorumOpType, 'kind of the request'),
+    error: optional(str, 'why it failed, for people'),
+    'node-name': required(str, 'name of the copy'),
+    'sector-num': required(int, 'where the request starts, in sectors of 512 bytes'),
+    'sectors-count': required(int, 'its length, in sectors of 512 bytes, begun ones included'),
+  },
+  rateLimitMs: 1000,
+  rateKey: 'node-name',
+});
+
 export const BLOCK_CORE_COMMANDS = [
   BLOCKDEV_ADD,
   BLOCKDEV_REOPEN,
   BLOCKDEV_DEL,
   BLOCKDEV_SET_ACTIVE,
+  X_BLOCKDEV_CHANGE,
   BLOCK_RESIZE,
   BLOCK_PASSWD,
   QUERY_NAMED_BLOCK_NODES,
@@ -165,4 +209,9 @@ export const BLOCK_CORE_COMMANDS = [
   X_DEBUG_QUERY_BLOCK_GRAPH,
 ] as const;
 
-export const BLOCK_CORE_EVENTS = [BLOCK_WRITE_THRESHOLD, BLOCK_IO_ERROR] as const;
+export const BLOCK_CORE_EVENTS = [
+  BLOCK_WRITE_THRESHOLD,
+  BLOCK_IO_ERROR,
+  QUORUM_FAILURE,
+  QUORUM_REPORT_BAD,
+] as const;

@@ -119,6 +119,10 @@ export const NBD_CLIENT_CONNECTIONS_MAX = 16;
 export const NBD_RECONNECT_PAUSE_MIN_MS = 100;
 export const NBD_RECONNECT_PAUSE_MAX_MS = 5_000;
 
+/** Copies that one quorum node keeps; each read takes memory for each of them. */
+export const QUORUM_CHILDREN_MAX = 64;
+/** As BUFFER_POOL_IDLE_MAX, for what the copies of one quorum node are read into, bytes. */
+export const QUORUM_POOL_IDLE_MAX = 16 * MIB;
 /** Buffers that wait in the pool for their next use, bytes; what exceeds it goes back to the system. */
 export const BUFFER_POOL_IDLE_MAX = 64 * MIB;
 /** Data of one NBD option, bytes; longer ones are refused and skipped. Room for many context queries. */

@@ -21,6 +21,7 @@ for one comma, or JSON that starts with {.
                           raw                file=NODE[,offset=BYTES][,size=BYTES]
                           null-co, null-aio  [size=BYTES][,read-zeroes=on|off]
                           throttle           file=NODE,throttle-group=ID
+                          quorum             children.0=NODE,children.1=NODE...,vote-threshold=N
                           copy-on-read, preallocate, blkdebug, blkverify, blklogwrites
 
   --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT

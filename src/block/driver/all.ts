@@ -6,6 +6,7 @@ import { blkverifyDefinition } from '../filter/blkverify.js';
 import { createCopyBeforeWriteDriver } from '../filter/copy-before-write.js';
 import { createCopyOnReadDriver } from '../filter/copy-on-read.js';
 import { preallocateDefinition } from '../filter/preallocate.js';
+import { quorumDefinition } from '../filter/quorum/driver.js';
 import { snapshotAccessDefinition } from '../filter/snapshot-access.js';
 import { createThrottleDriver } from '../filter/throttle.js';
 import type { BlockGraph } from '../graph.js';
@@ -32,4 +33,5 @@ export function registerDrivers(graph: BlockGraph, groups: ThrottleGroups): void
   drivers.register(blkdebugDefinition);
   drivers.register(blkverifyDefinition);
   drivers.register(blklogwritesDefinition);
+  drivers.register(quorumDefinition);
 }

@@ -124,7 +124,8 @@ export function jsonFilename(
   return `json:${JSON.stringify({ driver, ...options, ...Object.fromEntries(described) })}`;
 }
 
-function describeChild({ node: { driver } }: ChildEdge): unknown {
+/** A child in such a description. */
+export function describeChild({ node: { driver } }: ChildEdge): unknown {
   const { name, filename } = driver;
   if (filename.startsWith('json:')) return JSON.parse(filename.slice('json:'.length));
   return filename === '' ? { driver: name } : { driver: name, filename };

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** Commands on nodes. Each is one call into the graph. */
 import * as qapi from '../../../protocol/qapi/block-core.js';
-import { BlockError } from '../../base/errors.js';
+import type { ArgumentsOf } from '../../../protocol/qapi/types.js';
+import { BlockError, errnoName, toError } from '../../base/errors.js';
 import type { DriverOptions } from '../../block/block-driver.js';
+import { addChild, removeChild } from '../../block/change-children.js';
 import type { EdgeParent } from '../../block/edge.js';
 import type { BlockGraph } from '../../block/graph.js';
 import { LatencyHistogram } from '../../block/latency-histogram.js';
@@ -11,11 +13,15 @@ import { reopenNodes } from '../../block/reopen.js';
 import { resizeNode } from '../../block/resize.js';
 import { setActive } from '../../block/set-active.js';
 import type { Job } from '../../job/job.js';
+import { errnoText, errorText } from '../error-text.js';
 import type { EventHub } from '../events.js';
 import type { CommandRegistry } from '../registry.js';
 import { describeGraph } from './describe-graph.js';
 import { describeDevices, describeNode } from './describe-node.js';
 import { describeNodeStats } from './describe-stats.js';
+
+/** Unit of the events that tell of copies, bytes. */
+const SECTOR = 512;
 
 export interface BlockServices {
   readonly graph: BlockGraph;
@@ -40,7 +46,34 @@ export function registerBlockCore(registry: CommandRegistry, services: BlockServ
         'amount-exceeded': exceeded,
         'write-threshold': threshold,
       }),
+    copyBad: (copy, { operation, offset, length, error }) =>
+      services.events.emit(qapi.QUORUM_REPORT_BAD, {
+        type: operation,
+        ...(error !== undefined ? { error: shortText(error) } : {}),
+        'node-name': copy.name,
+        ...sectors(offset, length),
+      }),
+    copiesFailed: (node, offset, length) =>
+      services.events.emit(qapi.QUORUM_FAILURE, {
+        reference: node.name,
+        ...sectors(offset, length),
+      }),
   };
+}
+
+/** The sectors that a range touches, as QEMU counts them. */
+function sectors(
+  offset: number,
+  length: number,
+): { 'sector-num': number; 'sectors-count': number } {
+  const first = Math.floor(offset / SECTOR);
+  return { 'sector-num': first, 'sectors-count': Math.ceil((offset + length) / SECTOR) - first };
+}
+
+/** What the C library says of the system's error; the whole sentence of one of our own. */
+function shortText(error: unknown): string {
+  const errno = errnoName(error);
+  return errno !== undefined ? errnoText(errno) : errorText(toError(error));
 }
 
 function registerGraphChanges(registry: CommandRegistry, services: BlockServices): void {
@@ -63,6 +96,7 @@ function registerGraphChanges(registry: CommandRegistry, services: BlockServices
       mayIdle: services.mayIdle,
     });
   });
+  registry.register(qapi.X_BLOCKDEV_CHANGE, (args) => changeChildren(graph, args));
   registry.register(qapi.BLOCK_RESIZE, async ({ device, 'node-name': name, size }) => {
     if (device !== undefined && name !== undefined) {
       throw new BlockError('DF_INVALID', "Parameters 'device' and 'node-name' exclude each other");
@@ -71,6 +105,25 @@ function registerGraphChanges(registry: CommandRegistry, services: BlockServices
     if (node === undefined) throw notFound(device ?? '', name ?? '');
     await resizeNode(graph, node, size);
   });
+}
+
+async function changeChildren(
+  graph: BlockGraph,
+  { parent: parentName, child, node: name }: ArgumentsOf<typeof qapi.X_BLOCKDEV_CHANGE>,
+): Promise<void> {
+  const parent = graph.get(parentName);
+  if (child !== undefined) {
+    if (name !== undefined) {
+      throw new BlockError('DF_INVALID', 'The parameters child and node are in conflict');
+    }
+    return removeChild(graph, parent, child);
+  }
+  if (name === undefined) {
+    throw new BlockError('DF_INVALID', 'Either child or node must be specified');
+  }
+  const node = graph.find(name);
+  if (node === undefined) throw new BlockError('DF_NOT_FOUND', `Node '${name}' not found`);
+  return addChild(graph, parent, node);
 }
 
 function registerQueries(registry: CommandRegistry, services: BlockServices): void {

@@ -67,6 +67,15 @@ blockDriverSuite('preallocate', (size) => makeStack(size, preallocate));
 blockDriverSuite('blkdebug', (size) => makeStack(size, blkdebug));
 blockDriverSuite('blkverify', (size) => makeStack(size, blkverify));
 blockDriverSuite('blklogwrites', (size) => makeStack(size, blklogwrites));
+for (const pattern of ['quorum', 'fifo']) {
+  const quorum: Stack = (first, second) => ({
+    ...{ driver: 'quorum', children: [first, second], 'vote-threshold': 2 },
+    'read-pattern': pattern,
+  });
+  blockDriverSuite(`quorum, read pattern ${pattern}`, (size) => makeStack(size, quorum), {
+    resizes: false, // copies of different sizes would be none
+  });
+}
 blockDriverSuite('several filters, one above the other', (size) =>
   makeStack(size, (file, second) =>
     throttle(copyOnRead(blkdebug(blkverify(preallocate(file, {}), second), {}), {}), {}),

@@ -14,6 +14,7 @@ import { blkverifyDefinition } from '../../../../src/block/filter/blkverify.js';
 import { createCopyBeforeWriteDriver } from '../../../../src/block/filter/copy-before-write.js';
 import { createCopyOnReadDriver } from '../../../../src/block/filter/copy-on-read.js';
 import { preallocateDefinition } from '../../../../src/block/filter/preallocate.js';
+import { quorumDefinition } from '../../../../src/block/filter/quorum/driver.js';
 import { createThrottleDriver } from '../../../../src/block/filter/throttle.js';
 import type { BlockGraph } from '../../../../src/block/graph.js';
 import type { BlockNode } from '../../../../src/block/node.js';
@@ -122,6 +123,7 @@ export function filterGraph(): FilterGraph {
     blkdebugDefinition,
     blkverifyDefinition,
     blklogwritesDefinition,
+    quorumDefinition,
   ];
   for (const definition of [growing, overlay, ...filters]) graph.drivers.register(definition);
   return {
