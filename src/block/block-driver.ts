@@ -173,6 +173,11 @@ export interface BlockDriver {
   childReplaced?(key: string, edge: ChildEdge | undefined): void;
   /** The graph has moved a child edge from node `from` to another, in a drained section. */
   childMoved?(edge: ChildEdge, from: BlockNode): void;
+  /**
+   * Another node with the content of this one may take the child's place: nobody above would notice,
+   * whatever the child has. Absent: of no child.
+   */
+  maySwap?(edge: ChildEdge): boolean;
   /** x-blockdev-change. Absent: no child comes or goes. */
   readonly childList?: ChildList;
 

@@ -2,6 +2,7 @@
 /** What a mirror is told, and what it tells. */
 import { BlockError } from '../base/errors.js';
 import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
+import { canReplace } from '../block/can-replace.js';
 import type { BlockNode } from '../block/node.js';
 import type { BlockJobObserver, BlockJobOptions } from './block-job.js';
 import type { CopyRates } from './convergence.js';
@@ -48,6 +49,13 @@ export function checkMirrorNodes({ source, target, replaces }: MirrorOptions): v
       'DF_INVALID',
       `Source and target image have different sizes: node '${source.name}' has ${source.size} bytes, ` +
         `node '${target.name}' ${target.size}`,
+    );
+  }
+  if (replaces !== undefined && !canReplace(source, replaces)) {
+    throw new BlockError(
+      'DF_INVALID',
+      `Cannot replace '${replaces.name}' by a node mirrored from '${source.name}', because it ` +
+        'cannot be guaranteed that doing so would not lead to an abrupt change of visible data',
     );
   }
   if (replaces !== undefined && replaces.size !== source.size) {

@@ -171,6 +171,11 @@ class QuorumDriver implements BlockDriver {
     this.#missed.forget(edge);
   }
 
+  /** What is read here is what the copies ought to have. */
+  maySwap(edge: ChildEdge): boolean {
+    return this.#copies.includes(edge);
+  }
+
   /** The copies are nodes of their own. */
   close(): void {}
 
