@@ -2,8 +2,12 @@
 /** `x-blockdev-change`: one child more, or one less, for a node that is in use. */
 import { BlockError } from '../base/errors.js';
 import { drained } from './drain.js';
+import type { ChildEdge } from './edge.js';
 import { type BlockGraph, isBelow, UNUSED_PERMISSIONS } from './graph.js';
 import type { BlockNode } from './node.js';
+
+/** How often a child that goes is told to wait for nobody, milliseconds. */
+const GIVE_UP_INTERVAL_MS = 100;
 
 /**
  * Puts `node` below `parent`, in a drained section.
@@ -64,14 +68,30 @@ export function removeChild(graph: BlockGraph, parent: BlockNode, key: string): 
       );
     }
     list.checkRemove(edge);
-    // What waits for a lost peer of a child that goes would hold up the drained section.
-    if (edge.node.parents.size === 1) edge.node.cancelInFlight();
-    await drained([parent], () => {
-      parent.children.delete(key);
-      list.removed(edge);
-      parent.refreshLimits();
+    await withoutWaiting(edge, async () => {
+      await drained([parent], () => {
+        parent.children.delete(key);
+        list.removed(edge);
+        parent.refreshLimits();
+      });
+      // Closing may take its time; the parent's users need not wait for that.
+      await graph.removeEdge(edge);
     });
-    // Closing may take its time; the parent's users need not wait for that.
-    await graph.removeEdge(edge);
   });
+}
+
+/**
+ * What waits for the lost peer of a child that goes would hold up the drained section; that it is
+ * lost may be noticed only in the middle of it.
+ */
+async function withoutWaiting(edge: ChildEdge, change: () => Promise<void>): Promise<void> {
+  const { node } = edge;
+  if (node.parents.size > 1) return change();
+  node.cancelInFlight();
+  const timer = setInterval(() => node.cancelInFlight(), GIVE_UP_INTERVAL_MS);
+  try {
+    await change();
+  } finally {
+    clearInterval(timer);
+  }
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 /** Several copies of one disk behind an export: what a client, the monitor and the images see. */
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { NbdClient } from '../../src/nbd.js';
-import { startDaemon } from '../support/daemon.js';
+import { startDaemon, waitUntil } from '../support/daemon.js';
 import { MIB, makeImage, patternBytes } from '../support/images.js';
-import { runPeer, tryPeer } from '../support/peers.js';
+import { runPeer, spawnTracked, tryPeer } from '../support/peers.js';
 import type { QmpClient } from '../support/qmp-client.js';
 import { type Scope, testScope } from '../support/temp.js';
 
@@ -94,6 +96,12 @@ async function children(qmp: QmpClient): Promise<string[]> {
     .filter(({ parent }) => nameOf(parent) === 'q')
     .map(({ name, child }) => `${name} ${nameOf(child)}`)
     .sort();
+}
+
+async function hasWritten(qmp: QmpClient, node: string): Promise<boolean> {
+  type Stats = { 'node-name': string; stats: { wr_operations: number } };
+  const all = await qmp.execute<Stats[]>('query-blockstats', { 'query-nodes': true });
+  return all.some((one) => one['node-name'] === node && one.stats.wr_operations > 0);
 }
 
 /** Writes random-looking blocks until told to stop, and keeps `bytes` as the disk should be. */
@@ -187,6 +195,29 @@ describe('a quorum behind an export', () => {
 });
 
 describe('x-blockdev-change', () => {
+  it('lets go of a copy whose server is lost, and with it the write that waits for it', async () => {
+    const served = await serve('vote-threshold=2');
+    const { qmp, scope } = served;
+    const path = join(await scope.tempDir(), 'copy.sock');
+    const server = spawnTracked('nbdkit', ['-f', '-U', path, 'file', served.path('fresh')]);
+    await waitUntil(() => existsSync(path), { what: () => 'nbdkit to listen' });
+    await qmp.execute('blockdev-add', {
+      ...{ driver: 'nbd', 'node-name': 'remote', 'reconnect-delay': 3600 },
+      server: { type: 'unix', path },
+    });
+    await qmp.execute('x-blockdev-change', { parent: 'q', node: 'remote' });
+    server.kill('SIGKILL');
+    await once(server, 'close');
+    const client = await served.connect();
+    const writing = client.write(0, block(1));
+    await waitUntil(() => hasWritten(qmp, 'a'), { what: () => 'the write to reach copy a' });
+    await qmp.execute('x-blockdev-change', { parent: 'q', child: 'children.3' });
+    await writing;
+    expect((await readBytes(client, 0, 4096)).equals(block(1))).toBe(true);
+    await qmp.execute('blockdev-del', { 'node-name': 'remote' });
+    await client.close();
+  });
+
   it('puts a copy in and takes one out under a client that writes', async () => {
     const served = await serve('vote-threshold=2,rewrite-corrupted=on');
     const { qmp } = served;
@@ -231,6 +262,21 @@ describe('x-blockdev-change', () => {
 });
 
 describe('a mirror that replaces one copy', () => {
+  it('is refused for a node that others use, or that is no copy of the source', async () => {
+    const { qmp } = await serve('vote-threshold=2');
+    await qmp.execute('blockdev-add', { driver: 'raw', 'node-name': 'user', file: 'c' });
+    await qmp.execute('blockdev-add', { driver: 'null-co', 'node-name': 'other', size: SIZE });
+    for (const replaces of ['c', 'other', 'fresh']) {
+      const { desc } = await qmp.refused('blockdev-mirror', {
+        ...{ 'job-id': 'repair', device: 'q', target: 'fresh', replaces, sync: 'full' },
+      });
+      expect(desc).toBe(
+        `Cannot replace '${replaces}' by a node mirrored from 'q', because it cannot be ` +
+          'guaranteed that doing so would not lead to an abrupt change of visible data',
+      );
+    }
+  });
+
   it('puts a sound copy in the place of a damaged one under a client that writes', async () => {
     const served = await serve('vote-threshold=2');
     const { qmp, path } = served;
