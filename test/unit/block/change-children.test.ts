@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** x-blockdev-change: children that come and go under a user who writes. */
+import { setImmediate } from 'node:timers/promises';
 import { beforeEach, describe, expect, it } from 'vitest';
 import { BlockError } from '../../../src/base/errors.js';
 import type { BlockBackend } from '../../../src/block/backend.js';
@@ -72,7 +73,7 @@ describe('a child that comes', () => {
       });
     const writing = guest.write(0, Buffer.alloc(512, 5));
     const adding = add('q', 'c');
-    await Promise.resolve();
+    await setImmediate();
     expect(shape().length).toBe(2);
     memoryOf(get('a')).delay = undefined;
     release();
