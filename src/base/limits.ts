@@ -121,6 +121,8 @@ export const NBD_RECONNECT_PAUSE_MAX_MS = 5_000;
 
 /** Copies that one quorum node keeps; each read takes memory for each of them. */
 export const QUORUM_CHILDREN_MAX = 64;
+/** Memory of all reads of one quorum node at a time, bytes; further ones wait. */
+export const QUORUM_READ_BYTES_MAX = 64 * MIB;
 /** As BUFFER_POOL_IDLE_MAX, for what the copies of one quorum node are read into, bytes. */
 export const QUORUM_POOL_IDLE_MAX = 16 * MIB;
 /** Buffers that wait in the pool for their next use, bytes; what exceeds it goes back to the system. */

@@ -165,8 +165,12 @@ class QuorumDriver implements BlockDriver {
     });
   }
 
-  /** What has been put in a copy's place has its content only if one is above the other. */
+  /**
+   * A node that has nothing to do with the one before comes from a mirror of this quorum, and lacks
+   * nothing. In the place of a filter it comes from a mirror of the copy, with all that the copy lacks.
+   */
   childMoved(edge: ChildEdge, from: BlockNode): void {
+    if (from.kind === 'filter') return;
     if (isBelow(from, edge.node) || isBelow(edge.node, from)) return;
     this.#missed.forget(edge);
   }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Reading from several copies: all of them with a vote, or one after the other until one can. */
-import { BufferPool, type PooledBuffer } from '../../../base/buffer-pool.js';
+import type { PooledBuffer } from '../../../base/buffer-pool.js';
 import { BlockError } from '../../../base/errors.js';
-import { QUORUM_POOL_IDLE_MAX } from '../../../base/limits.js';
 import { chain, isPromise, type MaybePromise } from '../../../base/maybe-promise.js';
 import type { RangeLock } from '../../../base/range-lock.js';
 import type { CopyReports } from '../../block-driver.js';
@@ -11,6 +10,7 @@ import { attemptAll, errorsOf, holding, type Outcome } from './attempts.js';
 import { tooManyFailed } from './failure.js';
 import type { MissedWrites } from './missed-writes.js';
 import type { QuorumOptions } from './options.js';
+import { SpareMemory } from './spare-memory.js';
 import { countVotes, type Version, winnerOf } from './vote.js';
 
 export interface QuorumReaderOptions {
@@ -29,7 +29,7 @@ export class QuorumReader {
   readonly #copies: readonly ChildEdge[];
   readonly #missed: MissedWrites;
   readonly #lock: RangeLock;
-  readonly #pool = new BufferPool({ idleMax: QUORUM_POOL_IDLE_MAX });
+  readonly #memory = new SpareMemory();
 
   constructor({ options, reports, copies, missed, lock }: QuorumReaderOptions) {
     this.#options = options;
@@ -98,14 +98,15 @@ export class QuorumReader {
   /** From all copies, and a vote. The first copy reads straight into the caller's buffer. */
   #readAll(offset: number, buffer: Buffer): MaybePromise<void> {
     const length = buffer.byteLength;
-    const spare = this.#copies.slice(1).map(() => this.#pool.take(length));
-    const contents = [buffer, ...spare.map(({ bytes }) => bytes.subarray(0, length))];
-    return releasing(spare, () =>
-      chain(
-        attemptAll(this.#copies, (copy, index) => copy.read(offset, contents[index] ?? buffer)),
-        (outcomes) => this.#vote(offset, contents, outcomes),
-      ),
-    );
+    return chain(this.#memory.take(this.#copies.length - 1, length), (spare) => {
+      const contents = [buffer, ...spare.map(({ bytes }) => bytes.subarray(0, length))];
+      return releasing(spare, () =>
+        chain(
+          attemptAll(this.#copies, (copy, index) => copy.read(offset, contents[index] ?? buffer)),
+          (outcomes) => this.#vote(offset, contents, outcomes),
+        ),
+      );
+    });
   }
 
   #vote(

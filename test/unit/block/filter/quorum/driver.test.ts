@@ -346,6 +346,23 @@ describe('a copy that has missed an acknowledged write', () => {
     expect(await read(0, 3)).toBe('new');
   });
 
+  it('stays known when it is copied elsewhere with what it lacks', async () => {
+    await quorum(2, 1);
+    await missing(1, 0, 'new');
+    const { graph } = filters;
+    const below = graph.get('c1');
+    const fresh = await filters.add(memory('fresh'));
+    const filter = await insertFilter(graph, below, {
+      ...{ name: 'f', childName: 'file' },
+      driver: (edge) => new PassThroughDriver('pass', edge),
+    });
+    await graph.exclusive(() =>
+      drained([filter, below, fresh], () => removeFilterLocked(graph, filter, fresh)),
+    );
+    expect(node.children.get('children.1')?.node).toBe(fresh);
+    expect(await read(0, 3)).toBe('new');
+  });
+
   it('is forgotten when another node takes its place', async () => {
     await quorum(2, 1);
     await missing(1, 0, 'new');
