@@ -3,6 +3,7 @@
 import { BACKUP_COMMANDS } from './backup.js';
 import { BITMAP_COMMANDS } from './bitmaps.js';
 import { BLOCK_CORE_COMMANDS, BLOCK_CORE_EVENTS } from './block-core.js';
+import { BLOCK_CREATE_COMMANDS } from './block-create.js';
 import { BLOCK_EXPORT_COMMANDS, BLOCK_EXPORT_EVENTS } from './block-export.js';
 import { BLOCK_JOB_COMMANDS, BLOCK_JOB_EVENTS } from './block-job.js';
 import { CHAR_COMMANDS } from './char.js';
@@ -20,6 +21,7 @@ export const QAPI_COMMANDS: readonly CommandDefinition[] = [
   ...CHAR_COMMANDS,
   ...RUN_STATE_COMMANDS,
   ...BLOCK_CORE_COMMANDS,
+  ...BLOCK_CREATE_COMMANDS,
   ...BITMAP_COMMANDS,
   ...BLOCK_EXPORT_COMMANDS,
   ...JOB_COMMANDS,

@@ -17,6 +17,7 @@ export const JobType = enumeration('JobType', {
   values: {
     backup: 'copies a source as it is at one moment',
     mirror: 'makes a target equal to a source and keeps it so',
+    create: 'makes an image',
   },
 });
 

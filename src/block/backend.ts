@@ -2,7 +2,7 @@
 /** The root parent of a node: how exports, jobs and commands do I/O on the graph. */
 import type { BlockError } from '../base/errors.js';
 import type { MaybePromise } from '../base/maybe-promise.js';
-import type { BlockLimits, RequestFlags } from './block-driver.js';
+import type { BlockLimits, RequestFlags, TruncateOptions } from './block-driver.js';
 import { type ChainExtent, chainStatus } from './block-status.js';
 import type { ChildEdge, EdgeParent } from './edge.js';
 import { InFlight } from './in-flight.js';
@@ -105,6 +105,15 @@ export class BlockBackend implements EdgeParent {
   flush(): MaybePromise<void> {
     if (this.#heldBy !== 0) return this.#later(() => this.flush());
     return this.#change(() => this.root.node.flush());
+  }
+
+  /**
+   * Another size, bytes; needs the permission `resize`. Bytes gained read as zeroes.
+   * @throws BlockError as `BlockNode.truncate`
+   */
+  async truncate(size: number, options?: TruncateOptions): Promise<void> {
+    if (this.#heldBy !== 0) return this.#later(() => this.truncate(size, options));
+    await this.#change(() => this.root.node.truncate(size, options));
   }
 
   /** Status of a prefix of the range through the whole chain. */

@@ -5,6 +5,7 @@
  * statistics. A driver does only its own work and may rely on all of that.
  */
 import type { MaybePromise } from '../base/maybe-promise.js';
+import type { BlockBackend } from './backend.js';
 import type { ChildEdge } from './edge.js';
 import type { BlockNode } from './node.js';
 import type { NodeOptions } from './node-options.js';
@@ -237,6 +238,32 @@ export interface DriverDefinition {
    * what depends on values is checked here. Children are attached and can be read.
    */
   open(options: DriverOptions, context: OpenContext): MaybePromise<BlockDriver>;
+  /** How it makes images, where it does: `blockdev-create`. */
+  readonly create?: ImageCreation;
+}
+
+/** How a driver makes an image. Run by `create-image.ts`. */
+export interface ImageCreation {
+  /** Options that are a BlockdevRef: nodes to write to. Absent for drivers that make files. */
+  readonly nodes?: readonly { readonly key: string; readonly required: boolean }[];
+  /** The option that names the image's backing file is 'backing-file', its format 'backing-fmt'. */
+  readonly backing?: boolean;
+  /**
+   * Makes the image. What it writes is flushed by the caller; what it leaves behind when it fails is
+   * up to it, as in QEMU.
+   * @param options validated BlockdevCreateOptions of this driver, wire spelling, without `nodes`
+   * @throws BlockError that says what was wrong; soon after `context.signal` has aborted
+   */
+  create(options: DriverOptions, context: CreateContext): MaybePromise<void>;
+}
+
+export interface CreateContext {
+  /** The node of an option among `nodes`: to be read, written and resized, by nobody else meanwhile. */
+  node(key: string): BlockBackend;
+  /** As `node`, for an option that may be absent. */
+  findNode(key: string): BlockBackend | undefined;
+  /** Aborts when the job was cancelled; what waits on the nodes fails then. */
+  readonly signal: AbortSignal;
 }
 
 export interface ChildDefinition {

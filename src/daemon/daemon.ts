@@ -14,6 +14,7 @@ import { NbdService } from '../nbd/server/service.js';
 import { registerBackup } from '../qmp/commands/backup.js';
 import { registerBitmaps } from '../qmp/commands/bitmap.js';
 import { registerBlockCore } from '../qmp/commands/block-core.js';
+import { registerBlockCreate } from '../qmp/commands/block-create.js';
 import { addExport, registerBlockExports } from '../qmp/commands/block-export.js';
 import { registerBlockJobStarts } from '../qmp/commands/block-job.js';
 import { registerCharCommands } from '../qmp/commands/char.js';
@@ -164,6 +165,7 @@ export class Daemon {
       nodeOfExport: (id) => (nbd.exports.has(id) ? nbd.exports.get(id).nodeName : undefined),
       mayIdle: (parent) => nbd.exported.mayIdle(parent),
     });
+    registerBlockCreate(registry, { graph, jobs });
     registerBitmaps(registry, this.graph);
     registerBlockExports(registry, {
       graph,

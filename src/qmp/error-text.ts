@@ -8,6 +8,7 @@ const LIBC_WORDS: Readonly<Record<string, string>> = {
   EAGAIN: 'Resource temporarily unavailable',
   EBUSY: 'Device or resource busy',
   EIO: 'Input/output error',
+  EISDIR: 'Is a directory',
   ELOOP: 'Too many levels of symbolic links',
   EMFILE: 'Too many open files',
   ENOMEM: 'Cannot allocate memory',

@@ -34,12 +34,16 @@ export interface OpenFileOptions {
   readonly writable: boolean;
   /** Past the page cache (O_DIRECT): offsets, lengths and memory must be aligned. */
   readonly direct: boolean;
+  /** Make the file where there is none; needs `writable`. */
+  readonly create?: boolean;
 }
 
 /** Shared by all calls on the loop: each is over before the next fills it. */
 const vector = new IoVector();
 
-const { O_RDONLY, O_RDWR, O_DIRECT, O_NONBLOCK, O_NOCTTY } = fs.constants;
+const { O_RDONLY, O_RDWR, O_CREAT, O_DIRECT, O_NONBLOCK, O_NOCTTY } = fs.constants;
+/** Permissions of a file that is made, less what the umask takes. */
+const CREATE_MODE = 0o644;
 
 export class DiskFile {
   readonly #readGate = new AdaptiveGate(Number.POSITIVE_INFINITY);
@@ -67,12 +71,14 @@ export class DiskFile {
    */
   static async open(path: string, options: OpenFileOptions): Promise<DiskFile> {
     const access = options.writable ? O_RDWR : O_RDONLY;
-    const flags = access | O_NONBLOCK | O_NOCTTY | (options.direct ? O_DIRECT : 0);
+    const creation = options.create === true ? O_CREAT : 0;
+    const flags = access | creation | O_NONBLOCK | O_NOCTTY | (options.direct ? O_DIRECT : 0);
     let fd: number;
     try {
-      fd = await fsCall<number>((done) => fs.open(path, flags, done));
+      fd = await fsCall<number>((done) => fs.open(path, flags, CREATE_MODE, done));
     } catch (error) {
-      throw fromSystemError(error, `Could not open '${path}'`, { op: 'open', path });
+      const op = options.create === true ? 'create' : 'open';
+      throw fromSystemError(error, `Could not ${op} '${path}'`, { op, path });
     }
     try {
       const stat = await fsCall<fs.Stats>((done) => fs.fstat(fd, done));

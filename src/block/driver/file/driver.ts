@@ -22,6 +22,7 @@ import {
 } from '../../block-driver.js';
 import type { NodeOptions } from '../../node-options.js';
 import { PERM_RESIZE, type PermissionMask, type ShareMask } from '../../permissions.js';
+import { createFile } from './create.js';
 import { DataExtentCache } from './data-extent-cache.js';
 import { checkUnchanged, parseFileOptions } from './file-options.js';
 import { ImageAccess } from './image-access.js';
@@ -260,6 +261,7 @@ export const fileDriver: DriverDefinition = {
   kind: 'protocol',
   children: [],
   open: (options, context) => open('file', options, context),
+  create: { create: createFile },
 };
 
 export const hostDeviceDriver: DriverDefinition = {
