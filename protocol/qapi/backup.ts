@@ -2,7 +2,7 @@
 /** Copies of a node as it is at one moment. @see QEMU's qapi/block-core.json */
 import { BitmapSyncMode } from './bitmaps.js';
 import { OnCbwError } from './block-core-options.js';
-import { BlockdevOnError } from './block-job.js';
+import { BlockdevOnError, targetImageMembers } from './block-job.js';
 import {
   bool,
   defineCommand,
@@ -92,4 +92,19 @@ export const BLOCKDEV_BACKUP = defineCommand({
   arguments: BlockdevBackup,
 });
 
-export const BACKUP_COMMANDS = [BLOCKDEV_BACKUP] as const;
+export const DriveBackup = struct('DriveBackup', {
+  doc: 'A backup into an image that is named by file.',
+  base: BackupCommon,
+  members: targetImageMembers,
+});
+
+export const DRIVE_BACKUP = defineCommand({
+  name: 'drive-backup',
+  doc:
+    'Starts a job as blockdev-backup, into an image that it makes or opens, and closes when the job ' +
+    'is over.',
+  arguments: DriveBackup,
+  features: ['deprecated'],
+});
+
+export const BACKUP_COMMANDS = [BLOCKDEV_BACKUP, DRIVE_BACKUP] as const;

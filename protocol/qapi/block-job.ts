@@ -54,46 +54,116 @@ export const MirrorCopyMode = enumeration('MirrorCopyMode', {
 
 const speedDoc = 'limit of its speed, bytes a second; 0: none';
 
+export const NewImageMode = enumeration('NewImageMode', {
+  doc: 'Where an image that a command names by file comes from.',
+  values: {
+    existing: 'it is there',
+    'absolute-paths': 'it is made, or made anew, of the size of the source',
+  },
+});
+
+// The members of both mirror commands, in pieces because their order on the wire's schema is QEMU's.
+const mirrorSource = {
+  'job-id': optional(str, 'id of the job', { default: 'device' }),
+  device: required(str, 'name of the source node'),
+} as const;
+const mirrorWhat = {
+  replaces: optional(str, 'name of the node that the target replaces on completion', {
+    default: 'the source',
+  }),
+  sync: required(MirrorSyncMode, 'what is copied at the start'),
+  bitmap: optional(str, 'name of a bitmap of the source, for the modes that need one'),
+  'bitmap-mode': optional(BitmapSyncMode, 'what becomes of the marks; needed with a bitmap', {
+    default: 'on-success where sync is incremental',
+  }),
+} as const;
+const mirrorHow = {
+  speed: optional(int64, speedDoc, { default: '0' }),
+  granularity: optional(uint32, 'bytes that are tracked together, a power of two', {
+    default: "the target's cluster size, from 4 KiB to 64 KiB; otherwise 64 KiB",
+  }),
+  'buf-size': optional(int, 'bytes in flight at most; 0: as the default', {
+    default: '4 MiB',
+  }),
+  'on-source-error': optional(BlockdevOnError, 'what is done about failing reads', {
+    default: 'report',
+  }),
+  'on-target-error': optional(BlockdevOnError, 'what is done about failing writes', {
+    default: 'report',
+  }),
+} as const;
+const mirrorLife = {
+  'copy-mode': optional(MirrorCopyMode, 'when writes reach the target', {
+    default: 'background',
+  }),
+  'auto-finalize': optional(bool, 'do not wait for job-finalize', { default: 'true' }),
+  'auto-dismiss': optional(bool, 'do not wait for job-dismiss', { default: 'true' }),
+} as const;
+
+/** What both have: a member that is added to one of the pieces is in both, and in this. */
+export const MirrorCommon = struct('MirrorCommon', {
+  doc: 'A mirror, but for where it goes.',
+  members: { ...mirrorSource, ...mirrorWhat, ...mirrorHow, ...mirrorLife },
+});
+
 export const BLOCKDEV_MIRROR = defineCommand({
   name: 'blockdev-mirror',
   doc: 'Starts a job that makes a node equal to another, which stays in use, and keeps it so.',
   arguments: {
-    'job-id': optional(str, 'id of the job', { default: 'device' }),
-    device: required(str, 'name of the source node'),
+    ...mirrorSource,
     target: required(str, 'name of the target node'),
-    replaces: optional(str, 'name of the node that the target replaces on completion', {
-      default: 'the source',
-    }),
-    sync: required(MirrorSyncMode, 'what is copied at the start'),
-    bitmap: optional(str, 'name of a bitmap of the source, for the modes that need one'),
-    'bitmap-mode': optional(BitmapSyncMode, 'what becomes of the marks; needed with a bitmap', {
-      default: 'on-success where sync is incremental',
-    }),
+    ...mirrorWhat,
     'target-is-zero': optional(bool, 'the target reads as zeroes: none are written at the start', {
       default: 'false',
     }),
-    speed: optional(int64, speedDoc, { default: '0' }),
-    granularity: optional(uint32, 'bytes that are tracked together, a power of two', {
-      default: "the target's cluster size, from 4 KiB to 64 KiB; otherwise 64 KiB",
-    }),
-    'buf-size': optional(int, 'bytes in flight at most; 0: as the default', {
-      default: '4 MiB',
-    }),
-    'on-source-error': optional(BlockdevOnError, 'what is done about failing reads', {
-      default: 'report',
-    }),
-    'on-target-error': optional(BlockdevOnError, 'what is done about failing writes', {
-      default: 'report',
-    }),
+    ...mirrorHow,
     'filter-node-name': optional(str, 'name of the node that the job puts above the source', {
       default: 'made up',
     }),
-    'copy-mode': optional(MirrorCopyMode, 'when writes reach the target', {
-      default: 'background',
-    }),
-    'auto-finalize': optional(bool, 'do not wait for job-finalize', { default: 'true' }),
-    'auto-dismiss': optional(bool, 'do not wait for job-dismiss', { default: 'true' }),
+    ...mirrorLife,
   },
+});
+
+const targetName = required(
+  str,
+  'file name of the image: a path, nbd://…, nbd+unix://…, nbd:HOST:PORT, or for one that is there ' +
+    'also json: and the options of its node',
+);
+const targetFormat = optional(str, 'its driver; needed where the image is there', {
+  default: "the source's",
+});
+const targetMode = optional(NewImageMode, 'whether it is made', { default: 'absolute-paths' });
+
+/** What names an image by file, for `drive-backup` too. */
+export const targetImageMembers = {
+  target: targetName,
+  format: targetFormat,
+  mode: targetMode,
+} as const;
+
+export const DriveMirror = struct('DriveMirror', {
+  doc: 'A mirror into an image that is named by file.',
+  members: {
+    ...mirrorSource,
+    target: targetName,
+    format: targetFormat,
+    'node-name': optional(str, 'name of the node for the image; needed with replaces', {
+      default: 'made up',
+    }),
+    ...mirrorWhat,
+    mode: targetMode,
+    ...mirrorHow,
+    unmap: optional(bool, 'zeroes may become holes', { default: 'true' }),
+    ...mirrorLife,
+  },
+});
+
+export const DRIVE_MIRROR = defineCommand({
+  name: 'drive-mirror',
+  doc:
+    'Starts a job as blockdev-mirror, into an image that it makes or opens. Its node is closed when ' +
+    'the job is over, unless the users of the source have moved to it.',
+  arguments: DriveMirror,
 });
 
 export const BlockJobInfo = struct('BlockJobInfo', {
@@ -262,6 +332,7 @@ export const BLOCK_JOB_NOT_CONVERGING = defineEvent({
 
 export const BLOCK_JOB_COMMANDS = [
   BLOCKDEV_MIRROR,
+  DRIVE_MIRROR,
   QUERY_BLOCK_JOBS,
   BLOCK_JOB_SET_SPEED,
   BLOCK_JOB_CHANGE,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Commands that happen together or not at all. @see QEMU's qapi/transaction.json */
-import { BlockdevBackup } from './backup.js';
+import { BlockdevBackup, DriveBackup } from './backup.js';
 import { BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge } from './bitmaps.js';
 import { array, defineCommand, enumeration, optional, required, struct, union } from './define.js';
 
@@ -25,7 +25,9 @@ export const TransactionActionKind = enumeration('TransactionActionKind', {
     'block-dirty-bitmap-disable': 'as the command',
     'block-dirty-bitmap-merge': 'as the command',
     'blockdev-backup': 'as the command',
+    'drive-backup': 'as the command; images are made and opened before anything else is done',
   },
+  valueFeatures: { 'drive-backup': ['deprecated'] },
 });
 
 const dataDoc = 'what the command takes';
@@ -55,6 +57,11 @@ export const BlockdevBackupWrapper = struct('BlockdevBackupWrapper', {
   members: { data: required(BlockdevBackup, dataDoc) },
 });
 
+export const DriveBackupWrapper = struct('DriveBackupWrapper', {
+  doc: 'A backup into an image that is named by file.',
+  members: { data: required(DriveBackup, dataDoc) },
+});
+
 export const TransactionAction = union('TransactionAction', {
   doc: 'One part of a transaction.',
   members: { type: required(TransactionActionKind, 'what it does') },
@@ -68,6 +75,7 @@ export const TransactionAction = union('TransactionAction', {
     'block-dirty-bitmap-disable': BlockDirtyBitmapWrapper,
     'block-dirty-bitmap-merge': BlockDirtyBitmapMergeWrapper,
     'blockdev-backup': BlockdevBackupWrapper,
+    'drive-backup': DriveBackupWrapper,
   },
 });
 

@@ -238,6 +238,11 @@ export interface DriverDefinition {
    * what depends on values is checked here. Children are attached and can be read.
    */
   open(options: DriverOptions, context: OpenContext): MaybePromise<BlockDriver>;
+  /**
+   * Options for a file name that is of this driver's kind ('nbd://…', the path of a device); undefined
+   * for others. @throws BlockError for one of its kind that is wrong
+   */
+  readonly fromFilename?: (filename: string) => MaybePromise<DriverOptions | undefined>;
   /** How it makes images, where it does: `blockdev-create`. */
   readonly create?: ImageCreation;
 }

@@ -19,6 +19,7 @@ import { addExport, registerBlockExports } from '../qmp/commands/block-export.js
 import { registerBlockJobStarts } from '../qmp/commands/block-job.js';
 import { registerCharCommands } from '../qmp/commands/char.js';
 import { registerControlCommands } from '../qmp/commands/control.js';
+import { registerDriveBackup } from '../qmp/commands/drive-backup.js';
 import { emitJobEvents, registerBlockJobs, registerJobs } from '../qmp/commands/job.js';
 import { type NamedSocket, nbdListenAddress } from '../qmp/commands/nbd-address.js';
 import { addObject, registerQom } from '../qmp/commands/qom.js';
@@ -175,6 +176,7 @@ export class Daemon {
     });
     registerBlockJobStarts(registry, { graph, jobs });
     registerBackup(registry, { graph, jobs });
+    registerDriveBackup(registry, { graph, jobs });
     registerTransaction(registry, { graph, jobs });
     registerJobs(registry, jobs);
     registerBlockJobs(registry, jobs);

@@ -40,7 +40,14 @@ const WORKERS_MAX = 2 ** 31 - 1;
 
 /** @throws BlockError DF_INVALID, DF_NOT_FOUND, DF_NOT_SUPPORTED, or why the bitmap can't be used */
 export function checkBackup(request: BackupRequest): CheckedBackup {
-  const { source, target, sync, compress, speed } = request;
+  return { ...checkBackupSettings(request), target: request.target };
+}
+
+/** What can be said before there is a target. @throws as `checkBackup` */
+export function checkBackupSettings(
+  request: Omit<BackupRequest, 'target'>,
+): Omit<CheckedBackup, 'target'> {
+  const { source, sync, compress, speed } = request;
   const { bitmap, mode } = checkSyncBitmap(request);
   if (compress) {
     // The space is where QEMU names a device, which a node has not.
@@ -58,7 +65,6 @@ export function checkBackup(request: BackupRequest): CheckedBackup {
   }
   return {
     source,
-    target,
     sync: sync === 'incremental' ? 'bitmap' : sync,
     bitmap,
     bitmapMode: mode,

@@ -62,12 +62,17 @@ export class JobRegistry implements BlockJobObserver {
     return job;
   }
 
-  /** As `run`, but the job is to be started, or given up by `abandon`, by the caller. */
-  async create<J extends Job>(id: string, make: () => J | Promise<J>): Promise<J> {
+  /** @throws BlockError DF_INVALID for a bad id, DF_EXISTS */
+  checkFree(id: string): void {
     checkJobId(id);
     if (this.#jobs.has(id) || this.#reserved.has(id)) {
       throw new BlockError('DF_EXISTS', `Job ID '${id}' already in use`);
     }
+  }
+
+  /** As `run`, but the job is to be started, or given up by `abandon`, by the caller. */
+  async create<J extends Job>(id: string, make: () => J | Promise<J>): Promise<J> {
+    this.checkFree(id);
     this.#reserved.add(id);
     try {
       const job = await make();

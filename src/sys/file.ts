@@ -38,6 +38,16 @@ export interface OpenFileOptions {
   readonly create?: boolean;
 }
 
+/** True for the path of a block device; false for one that leads nowhere, too. */
+export async function isDevice(path: string): Promise<boolean> {
+  if (path === '' || path.includes('\0')) return false;
+  try {
+    return (await fsCall<fs.Stats>((done) => fs.stat(path, done))).isBlockDevice();
+  } catch {
+    return false;
+  }
+}
+
 /** Shared by all calls on the loop: each is over before the next fills it. */
 const vector = new IoVector();
 

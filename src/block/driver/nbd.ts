@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** A node over an export of an NBD server. @see qapi BlockdevOptionsNbd */
+
+import { NbdUriError, parseNbdTarget } from '../../../protocol/nbd/uri.js';
 import { BlockError } from '../../base/errors.js';
 import { MIB } from '../../base/limits.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
@@ -164,7 +166,39 @@ export const nbdDefinition: DriverDefinition = {
   kind: 'protocol',
   children: [],
   open: openNbd,
+  fromFilename: (name) => (NBD_NAME.test(name) ? optionsOfName(name) : undefined),
 };
+
+/** File names that mean an export. */
+const NBD_NAME = /^(nbds?|wss?|nbds?\+(tcp|unix)):/i;
+
+/** @throws BlockError DF_INVALID for a name that is wrong, DF_NOT_SUPPORTED for one that needs TLS or WebSocket */
+function optionsOfName(name: string): DriverOptions {
+  const { address, exportName, tls } = parseName(name);
+  if (tls || address.type === 'websocket') {
+    const what = tls ? 'TLS' : 'WebSocket';
+    throw new BlockError('DF_NOT_SUPPORTED', `The driver nbd has no ${what}: '${name}'`);
+  }
+  const server =
+    address.type === 'unix'
+      ? { ...address }
+      : {
+          type: 'inet',
+          host: address.host,
+          port: String(address.port),
+          ...(address.family !== undefined ? { [`ipv${address.family}`]: true } : {}),
+        };
+  return { server, export: exportName };
+}
+
+function parseName(name: string): ReturnType<typeof parseNbdTarget> {
+  try {
+    return parseNbdTarget(name);
+  } catch (error) {
+    if (!(error instanceof NbdUriError)) throw error;
+    throw new BlockError('DF_INVALID', error.message);
+  }
+}
 
 async function openNbd(given: DriverOptions, context: OpenContext): Promise<BlockDriver> {
   const options = given as unknown as NbdOptions;

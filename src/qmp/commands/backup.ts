@@ -8,7 +8,7 @@ import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
 import { applyChanges, type Change } from '../../block/transaction.js';
 import { BackupJob } from '../../job/backup.js';
-import { checkBackup } from '../../job/backup-request.js';
+import { checkBackup, checkBackupSettings } from '../../job/backup-request.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import type { JobTransaction } from '../../job/job-transaction.js';
 import type { CommandRegistry } from '../registry.js';
@@ -43,7 +43,7 @@ export function backupStart(
       const source = graph.get(args.device);
       const target = graph.get(args.target);
       checkTargetIdle(jobs, target);
-      const checked = checkBackup(requestOf(args, source, target));
+      const checked = checkBackup({ ...requestOf(args, source), target });
       const id = args['job-id'] ?? args.device;
       const options = {
         ...checked,
@@ -67,15 +67,21 @@ export function backupStart(
   };
 }
 
-function requestOf(
-  args: BackupArguments,
+/** @throws BlockError of what is wrong whatever the target is */
+export function checkBackupArguments(
+  args: Omit<BackupArguments, 'target'>,
   source: BlockNode,
-  target: BlockNode,
-): Parameters<typeof checkBackup>[0] {
+): void {
+  checkBackupSettings(requestOf(args, source));
+}
+
+function requestOf(
+  args: Omit<BackupArguments, 'target'>,
+  source: BlockNode,
+): Parameters<typeof checkBackupSettings>[0] {
   const perf = args['x-perf'] ?? {};
   return {
     source,
-    target,
     sync: args.sync,
     bitmap: args.bitmap,
     bitmapMode: args['bitmap-mode'],

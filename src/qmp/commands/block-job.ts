@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT
 /** Commands that start jobs on nodes. */
 import * as qapi from '../../../protocol/qapi/block-job.js';
-import type { ArgumentsOf } from '../../../protocol/qapi/types.js';
+import type { ArgumentsOf, Infer } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
 import { MIB } from '../../base/limits.js';
 import type { BlockGraph } from '../../block/graph.js';
+import type { BlockNode } from '../../block/node.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import { MIRROR_WINDOW_DEFAULT, MirrorJob } from '../../job/mirror.js';
+import type { MirrorOptions } from '../../job/mirror-options.js';
 import { checkSyncBitmap } from '../../job/sync-bitmap.js';
 import type { CommandRegistry } from '../registry.js';
+import { openTarget } from './target-image.js';
 
 /** QEMU's bounds of a mirror's granularity, bytes. */
 const GRANULARITY_MIN = 512;
@@ -21,15 +24,95 @@ export interface JobServices {
 }
 
 export function registerBlockJobStarts(registry: CommandRegistry, services: JobServices): void {
-  registry.register(qapi.BLOCKDEV_MIRROR, (args) => startMirror(services, args));
+  registry.register(qapi.BLOCKDEV_MIRROR, (args) => blockdevMirror(services, args));
+  registry.register(qapi.DRIVE_MIRROR, (args) => driveMirror(services, args));
 }
 
-async function startMirror(
+async function blockdevMirror(
   { graph, jobs }: JobServices,
   args: ArgumentsOf<typeof qapi.BLOCKDEV_MIRROR>,
 ): Promise<void> {
   const source = graph.get(args.device);
   const target = graph.get(args.target);
+  const settings = mirrorSettings(graph, source, args);
+  const targetIsZero = args['target-is-zero'] ?? false;
+  if (targetIsZero && args.sync !== 'full' && args.sync !== 'top') {
+    throw new BlockError(
+      'DF_INVALID',
+      `target-is-zero has no meaning with sync mode '${args.sync}'`,
+    );
+  }
+  const filterNodeName = args['filter-node-name'];
+  const options: MirrorOptions = {
+    ...settings,
+    target,
+    targetIsZero,
+    ...(filterNodeName !== undefined ? { filterNodeName } : {}),
+    unmap: true,
+  };
+  await jobs.run(options.id, () => MirrorJob.create(graph, options, jobs));
+}
+
+async function driveMirror(
+  { graph, jobs }: JobServices,
+  args: ArgumentsOf<typeof qapi.DRIVE_MIRROR>,
+): Promise<void> {
+  const source = graph.get(args.device);
+  if (args.replaces !== undefined && args['node-name'] === undefined) {
+    throw new BlockError(
+      'DF_INVALID',
+      'a node-name must be provided when replacing a named node of the graph',
+    );
+  }
+  const settings = mirrorSettings(graph, source, args);
+  const below = source.children.get('backing')?.node;
+  if (args.sync === 'none' && args.mode !== 'existing') {
+    throw aboveSource(args.format ?? source.driver.name);
+  }
+  await jobs.run(settings.id, async () => {
+    const { node: target, fresh } = await openTarget(graph, {
+      ...args,
+      source,
+      nodeName: args['node-name'],
+      backing: args.sync === 'top' ? below : undefined,
+      options: {
+        discard: source.options.discard,
+        cache: { direct: source.options.cache.direct, 'no-flush': source.options.cache.noFlush },
+      },
+    });
+    try {
+      const sync = settings.sync === 'top' && below === undefined ? 'full' : settings.sync;
+      const targetIsZero = fresh && sync === 'full';
+      const unmap = args.unmap ?? true;
+      return await MirrorJob.create(
+        graph,
+        { ...settings, sync, target, targetIsZero, unmap },
+        jobs,
+      );
+    } catch (error) {
+      await graph.exclusive(() => graph.closeUnused(target));
+      throw error;
+    }
+  });
+}
+
+/**
+ * An image that gets only what is written from now on would need the source below it, and could not
+ * then take the source's place.
+ */
+function aboveSource(format: string): BlockError {
+  return new BlockError(
+    'DF_NOT_SUPPORTED',
+    `Backing file not supported for file format '${format}'`,
+  );
+}
+
+/** What both commands have. @throws BlockError of the argument that is wrong */
+function mirrorSettings(
+  graph: BlockGraph,
+  source: BlockNode,
+  args: Infer<typeof qapi.MirrorCommon>,
+): Omit<MirrorOptions, 'target' | 'unmap'> {
   const replaces = args.replaces === undefined ? undefined : graph.get(args.replaces);
   const granularity = checkGranularity(args.granularity ?? 0);
   const speed = args.speed ?? 0;
@@ -44,39 +127,22 @@ async function startMirror(
     bitmap: args.bitmap,
     bitmapMode: args['bitmap-mode'],
   });
-  const targetIsZero = args['target-is-zero'] ?? false;
-  if (targetIsZero && sync !== 'full' && sync !== 'top') {
-    throw new BlockError('DF_INVALID', `target-is-zero has no meaning with sync mode '${sync}'`);
-  }
-  const id = args['job-id'] ?? args.device;
-  await jobs.run(id, () =>
-    MirrorJob.create(
-      graph,
-      {
-        id,
-        source,
-        target,
-        sync: sync === 'incremental' ? 'bitmap' : sync,
-        bitmap,
-        bitmapMode: mode,
-        targetIsZero,
-        ...(replaces !== undefined ? { replaces } : {}),
-        ...(args['filter-node-name'] !== undefined
-          ? { filterNodeName: args['filter-node-name'] }
-          : {}),
-        granularity,
-        windowLength: bufSize === 0 ? MIRROR_WINDOW_DEFAULT : bufSize,
-        unmap: true,
-        copyMode: args['copy-mode'],
-        speed,
-        onSourceError: args['on-source-error'] ?? 'report',
-        onTargetError: args['on-target-error'] ?? 'report',
-        autoFinalize: args['auto-finalize'] ?? true,
-        autoDismiss: args['auto-dismiss'] ?? true,
-      },
-      jobs,
-    ),
-  );
+  return {
+    id: args['job-id'] ?? args.device,
+    source,
+    sync: sync === 'incremental' ? 'bitmap' : sync,
+    bitmap,
+    bitmapMode: mode,
+    ...(replaces !== undefined ? { replaces } : {}),
+    granularity,
+    windowLength: bufSize === 0 ? MIRROR_WINDOW_DEFAULT : bufSize,
+    copyMode: args['copy-mode'],
+    speed,
+    onSourceError: args['on-source-error'] ?? 'report',
+    onTargetError: args['on-target-error'] ?? 'report',
+    autoFinalize: args['auto-finalize'] ?? true,
+    autoDismiss: args['auto-dismiss'] ?? true,
+  };
 }
 
 function checkGranularity(granularity: number): number {

@@ -15,6 +15,7 @@ import { JobTransaction } from '../../job/job-transaction.js';
 import type { CommandRegistry } from '../registry.js';
 import { type BackupServices, backupStart } from './backup.js';
 import { bitmapMerge } from './bitmap.js';
+import { DriveBackup } from './drive-backup.js';
 
 type Action = Infer<typeof qapi.TransactionAction>;
 
@@ -27,22 +28,34 @@ async function runTransaction(
   { actions, properties = {} }: ArgumentsOf<typeof qapi.TRANSACTION>,
 ): Promise<void> {
   const group = properties['completion-mode'] === 'grouped' ? new JobTransaction() : undefined;
-  const changes = actions.map((action) => changeOf(services, action, group));
+  const images: DriveBackup[] = [];
+  const changes = actions.map((action) => {
+    if (action.type !== 'drive-backup') return changeOf(services, action, group);
+    const backup = new DriveBackup(services, action.data);
+    images.push(backup);
+    return backup.start(group);
+  });
   const { graph } = services;
   const nodes = actions.flatMap((action) => graph.find(nodeName(action)) ?? []);
-  // Nothing is written to any of the nodes between the first action and the last.
-  await drained(nodes, () => applyChanges(changes));
+  try {
+    // Users of the nodes do not wait for this: a server that is asked for an image may take its time.
+    for (const image of images) await image.open();
+    // Nothing is written to any of the nodes between the first action and the last.
+    await drained(nodes, () => applyChanges(changes));
+  } finally {
+    for (const image of images) await image.release();
+  }
 }
 
 /** Name of the node whose moment it is; none for `abort`. */
 function nodeName(action: Action): string {
   if (action.type === 'abort') return '';
-  return action.type === 'blockdev-backup' ? action.data.device : action.data.node;
+  return 'device' in action.data ? action.data.device : action.data.node;
 }
 
 function changeOf(
   services: BackupServices,
-  action: Action,
+  action: Exclude<Action, { type: 'drive-backup' }>,
   group: JobTransaction | undefined,
 ): Change {
   if (action.type === 'blockdev-backup') return backupStart(services, action.data, group);
@@ -50,7 +63,7 @@ function changeOf(
   return group === undefined ? bitmapChange(services, action) : notGrouped(action.type);
 }
 
-type BitmapAction = Exclude<Action, { type: 'abort' | 'blockdev-backup' }>;
+type BitmapAction = Exclude<Action, { type: 'abort' | 'blockdev-backup' | 'drive-backup' }>;
 
 function bitmapChange({ graph }: BackupServices, action: BitmapAction): Change {
   switch (action.type) {

@@ -55,6 +55,14 @@ const OURS_OR_NEWER = [
   'blockdev-mirror.target-is-zero', // QEMU 10.1
   'blockdev-backup.on-cbw-error', // newer
   'blockdev-backup.cbw-timeout', // newer
+  'drive-mirror.bitmap', // ours
+  'drive-mirror.bitmap-mode', // ours
+  'drive-mirror.copy-mode=auto', // ours
+  'drive-backup.on-cbw-error', // newer
+  'drive-backup.cbw-timeout', // newer
+  'drive-backup.x-perf.min-cluster-size', // QEMU 9.2
+  'transaction.actions[](drive-backup).data.on-cbw-error', // newer
+  'transaction.actions[](drive-backup).data.cbw-timeout', // newer
   'transaction.actions[](blockdev-backup).data.x-perf.min-cluster-size', // QEMU 9.2
   'transaction.actions[](blockdev-backup).data.on-cbw-error', // newer
   'transaction.actions[](blockdev-backup).data.cbw-timeout', // newer

@@ -3,6 +3,7 @@
 import { BlockError } from '../../../base/errors.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
 import { deviceSize } from '../../../sys/block-device.js';
+import { isDevice } from '../../../sys/file.js';
 import type { FileExtent } from '../../../sys/holes.js';
 import {
   type BlockDriver,
@@ -269,4 +270,5 @@ export const hostDeviceDriver: DriverDefinition = {
   kind: 'protocol',
   children: [],
   open: (options, context) => open('host_device', options, context),
+  fromFilename: async (filename) => ((await isDevice(filename)) ? { filename } : undefined),
 };

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+/** The image that `drive-mirror` and `drive-backup` are told by file name. */
+import { BlockdevOptions } from '../../../protocol/qapi/block-core-options.js';
+import { validate } from '../../../protocol/qapi/validate.js';
+import { BlockError } from '../../base/errors.js';
+import type { DriverOptions } from '../../block/block-driver.js';
+import type { BlockGraph } from '../../block/graph.js';
+import type { BlockNode } from '../../block/node.js';
+import { openNode } from '../../block/open-node.js';
+import { openTargetImage, type TargetImage } from '../../block/target-image.js';
+import { parseJson } from '../json-stream.js';
+
+export interface TargetArguments {
+  readonly target: string;
+  readonly format?: string | undefined;
+  readonly mode?: 'existing' | 'absolute-paths' | undefined;
+  readonly nodeName?: string | undefined;
+  readonly source: BlockNode;
+  /** What an image that is made has below it. */
+  readonly backing?: BlockNode | undefined;
+  /** Base options of its node. */
+  readonly options: DriverOptions;
+}
+
+const JSON_PREFIX = 'json:';
+
+/** @throws BlockError; no node is left then, a file that was made is */
+export async function openTarget(graph: BlockGraph, args: TargetArguments): Promise<TargetImage> {
+  const { target, source, nodeName, backing, options } = args;
+  if (args.mode === 'existing') {
+    if (target.startsWith(JSON_PREFIX)) return openDescribed(graph, args);
+    if (args.format === undefined) throw formatMissing();
+    return openTargetImage(graph, {
+      source,
+      filename: target,
+      format: args.format,
+      nodeName,
+      options,
+    });
+  }
+  const format = args.format ?? source.driver.name;
+  return openTargetImage(graph, {
+    source,
+    filename: target,
+    format,
+    nodeName,
+    createSize: source.size,
+    backing,
+    options,
+  });
+}
+
+/** `json:{…}`: all options of the node, in which the command's own come first. */
+async function openDescribed(graph: BlockGraph, args: TargetArguments): Promise<TargetImage> {
+  const { target, format, nodeName, options } = args;
+  const given = parseJson(target.slice(JSON_PREFIX.length));
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) {
+    throw new BlockError('DF_INVALID', 'Invalid JSON object given');
+  }
+  const all = {
+    ...options,
+    ...given,
+    ...(format !== undefined ? { driver: format } : {}),
+    ...(nodeName !== undefined ? { 'node-name': nodeName } : {}),
+  };
+  const checked = validate(BlockdevOptions, all as Parameters<typeof validate>[1]);
+  return { node: await openNode(graph, checked as DriverOptions), fresh: false };
+}
+
+/** To look into the image would let whoever writes to it choose how we read it. */
+function formatMissing(): BlockError {
+  return new BlockError('DF_INVALID', "Parameter 'format' is missing: mode 'existing' needs it");
+}
