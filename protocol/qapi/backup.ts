@@ -76,6 +76,12 @@ export const BackupCommon = struct('BackupCommon', {
     'filter-node-name': optional(str, 'name of the node that the job puts above the source', {
       default: 'made up',
     }),
+    'discard-source': optional(
+      bool,
+      'the source is a snapshot-access node: what has reached the target leaves that snapshot, and ' +
+        'the room that it took is given back',
+      { default: 'false' },
+    ),
     'x-perf': optional(BackupPerf, 'how the job works', { features: ['unstable'] }),
   },
 });

@@ -2,6 +2,7 @@
 /** What makes sense to ask of a backup, and in what words QEMU refuses the rest. */
 import { BlockError } from '../base/errors.js';
 import { clusterLengthOf } from '../block/filter/copy-before-write.js';
+import { SnapshotAccessDriver } from '../block/filter/snapshot-access.js';
 import type { BlockNode } from '../block/node.js';
 import type { BackupOptions } from './backup.js';
 import { type BitmapSyncMode, checkSyncBitmap } from './sync-bitmap.js';
@@ -19,6 +20,7 @@ export interface BackupRequest {
   readonly maxWorkers?: number | undefined;
   readonly maxChunk?: number | bigint | undefined;
   readonly minClusterSize?: number | undefined;
+  readonly discardSource?: boolean | undefined;
 }
 
 /** What a request comes to. */
@@ -33,6 +35,7 @@ export type CheckedBackup = Pick<
   | 'clusterLength'
   | 'requestsMax'
   | 'chunkLengthMax'
+  | 'discardSource'
 >;
 
 const WORKERS_DEFAULT = 64;
@@ -69,8 +72,31 @@ export function checkBackupSettings(
     bitmap,
     bitmapMode: mode,
     speed,
-    clusterLength: clusterLengthOf(minClusterSize),
+    clusterLength: Math.max(clusterLengthOf(minClusterSize), snapshotCluster(request)),
+    discardSource: request.discardSource ?? false,
     requestsMax: maxWorkers,
     chunkLengthMax: Number(maxChunk),
   };
+}
+
+/**
+ * What is copied at a time has to be what can be discarded at a time; 0: nothing is to be discarded.
+ * @throws BlockError for a source of which nothing may be discarded
+ */
+function snapshotCluster({ source, discardSource = false }: Omit<BackupRequest, 'target'>): number {
+  if (!discardSource) return 0;
+  const { driver } = source;
+  if (!(driver instanceof SnapshotAccessDriver)) {
+    throw new BlockError(
+      'DF_NOT_SUPPORTED',
+      `discard-source needs a snapshot-access node: the users of '${source.name}' would lose its data`,
+      { node: source.name },
+    );
+  }
+  if (source.options.readOnly) {
+    throw new BlockError('DF_READ_ONLY', `Block node '${source.name}' is read-only`, {
+      node: source.name,
+    });
+  }
+  return driver.filter.copies.clusterLength;
 }

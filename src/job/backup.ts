@@ -17,12 +17,14 @@ import { drained } from '../block/drain.js';
 import type { ChildEdge, EdgeParent } from '../block/edge.js';
 import { CopyBeforeWriteDriver, type OnCbwError } from '../block/filter/copy-before-write.js';
 import type { SnapshotCopies } from '../block/filter/copy-before-write-copies.js';
+import { SnapshotAccessDriver } from '../block/filter/snapshot-access.js';
 import type { BlockGraph } from '../block/graph.js';
 import { insertFilter, removeFilterLocked } from '../block/insert-filter.js';
 import type { BlockNode } from '../block/node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ } from '../block/permissions.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
 import { CopyLoop } from './copy-loop.js';
+import { SourceDiscards } from './source-discards.js';
 import type { BitmapSyncMode } from './sync-bitmap.js';
 
 /** Data request, bytes: measured as the best against a loopback server. */
@@ -49,6 +51,8 @@ export interface BackupOptions extends BlockJobOptions {
   readonly requestsMax: number;
   /** Longest request, bytes; 0: as is best. */
   readonly chunkLengthMax: number;
+  /** The source is a snapshot-access node: what has reached the target's storage leaves the snapshot. */
+  readonly discardSource?: boolean | undefined;
   readonly onCbwError?: OnCbwError | undefined;
   /** Milliseconds; 0: no limit. */
   readonly cbwTimeoutMs?: number | undefined;
@@ -95,6 +99,7 @@ export class BackupJob extends BlockJob {
   #loop: CopyLoop | undefined;
   /** A write could not be saved: the target will never be what it should be. */
   #broken: { readonly error: unknown } | undefined;
+  readonly #discards: SourceDiscards | undefined;
   #wakeIdle: (() => void) | undefined;
   #began = false;
 
@@ -122,6 +127,10 @@ export class BackupJob extends BlockJob {
     this.#options = options;
     this.source = options.source;
     this.target = options.target;
+    const { driver } = options.source;
+    if (options.discardSource === true && driver instanceof SnapshotAccessDriver) {
+      this.#discards = new SourceDiscards(driver.filter, () => options.target.flush());
+    }
   }
 
   override owns(parent: EdgeParent): boolean {
@@ -207,7 +216,7 @@ export class BackupJob extends BlockJob {
           return copies.generation;
         },
       },
-      target,
+      target: this.#discards?.after(target) ?? target,
       rate: this.rate,
       chunkLength: Math.max(chunk - (chunk % clusterLength), clusterLength),
       windowLength: WINDOW_LENGTH,
@@ -229,6 +238,7 @@ export class BackupJob extends BlockJob {
     if (this.cancelRequested) return;
     // What is reported as done has reached stable storage.
     await this.target.flush();
+    await this.#discards?.discardAll();
   }
 
   async #copyAll(): Promise<void> {

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { NbdClient } from '../../src/nbd.js';
 import { waitUntil } from '../support/daemon.js';
-import { firstDifference, KIB, MIB, patternBytes } from '../support/images.js';
+import { allocatedBytes, firstDifference, KIB, MIB, patternBytes } from '../support/images.js';
 import { runPeer, runPeerJson, spawnTracked } from '../support/peers.js';
 import type { QmpClient } from '../support/qmp-client.js';
 import { type ServedImage, serveImage } from '../support/served-image.js';
@@ -347,5 +347,39 @@ describe('copy-before-write', () => {
     await qmp.execute('blockdev-del', { 'node-name': 'cbw' });
     await stop();
     expect((await readFile(source.path)).equals(model)).toBe(true);
+  });
+});
+
+describe('fleecing', () => {
+  it('gives back the room of the fleecing image as its backup proceeds', async () => {
+    const scope = testScope();
+    const disk = await makeDisk(scope);
+    const { qmp, guest, source, dir } = disk;
+    const fleece = await sparseFile(join(dir, 'fleece.img'));
+    const copy = await sparseFile(join(dir, 'copy.img'));
+    const server = await serveTarget(disk, 'qemu-nbd', copy);
+    const file = { driver: 'file', filename: fleece, discard: 'unmap' };
+    await qmp.execute('blockdev-add', { ...file, 'node-name': 'fleece' });
+    await qmp.execute('blockdev-add', {
+      ...{ driver: 'copy-before-write', 'node-name': 'cbw', file: 'file', target: 'fleece' },
+    });
+    // Above the disk of an export that is in use.
+    await qmp.execute('blockdev-reopen', {
+      options: [{ driver: 'raw', 'node-name': 'disk', file: 'cbw', discard: 'unmap' }],
+    });
+    await qmp.execute('blockdev-add', {
+      ...{ driver: 'snapshot-access', 'node-name': 'snap', file: 'cbw' },
+    });
+    const atStart = await readFile(source.path);
+    await guest.write(0, patternBytes(8 * MIB, 5));
+    expect(await allocatedBytes(fleece)).toBe(8 * MIB);
+    await qmp.execute('blockdev-backup', { ...BACKUP, device: 'snap', 'discard-source': true });
+    expect(await concluded(qmp)).toBeUndefined();
+    expect(await allocatedBytes(fleece)).toBe(0);
+    await guest.write(0, patternBytes(SIZE, 6));
+    expect(await allocatedBytes(fleece)).toBe(0);
+    await qmp.execute('blockdev-del', { 'node-name': 'target' });
+    server.kill('SIGTERM');
+    expect((await readFile(copy)).equals(atStart)).toBe(true);
   });
 });

@@ -64,6 +64,8 @@ export class SnapshotCopies {
   #bytesInFlight = 0;
   /** Readers of the source share their ranges; a write waits for those that came before it. */
   readonly #readers = new RangeLock();
+  /** Readers of the target share their ranges; who discards some of it there waits for them. */
+  readonly #targetReaders = new RangeLock();
   readonly #idle: (() => void)[] = [];
 
   /** @throws BlockError DF_INVALID for a target that is too small or a bitmap of another size */
@@ -204,13 +206,52 @@ export class SnapshotCopies {
   ): Promise<T> {
     this.checkAccessible(offset, length);
     const { dirty: copied, length: prefix } = this.#overwritten.status(offset, length);
-    if (copied) return use(this.target, prefix);
+    if (copied) return this.#withTarget(offset, prefix, use);
     const hold = await this.#readers.acquire(offset, prefix, { shared: true });
     try {
       this.checkAccessible(offset, prefix);
       // While we waited for a write, its range may have come to be copied.
       const now = this.#overwritten.status(offset, prefix);
-      return await use(now.dirty ? this.target : this.source, now.length);
+      if (now.dirty) return await this.#withTarget(offset, now.length, use);
+      return await use(this.source, now.length);
+    } finally {
+      hold.release();
+    }
+  }
+
+  async #withTarget<T>(
+    offset: number,
+    length: number,
+    use: (edge: ChildEdge, length: number) => Promise<T>,
+  ): Promise<T> {
+    const hold = await this.#targetReaders.acquire(offset, length, { shared: true });
+    try {
+      this.checkAccessible(offset, length);
+      return await use(this.target, length);
+    } finally {
+      hold.release();
+    }
+  }
+
+  /**
+   * The clusters that lie whole in the range leave the snapshot: writes need not save them any more,
+   * nobody can read them, and the target gives back their room where it discards.
+   */
+  async discard(offset: number, length: number): Promise<void> {
+    const start = alignUp(offset, this.clusterLength);
+    const last = offset + length;
+    const end = last >= this.size ? this.size : alignDown(last, this.clusterLength);
+    if (start >= end) return;
+    for (;;) {
+      this.leaveOut(start, end - start);
+      // A copy that has begun would fill the target again; one that fails asks for another.
+      const copies = this.#overlapping(start, end);
+      if (copies.length === 0) break;
+      await Promise.all(copies);
+    }
+    const hold = await this.#targetReaders.acquire(start, end - start);
+    try {
+      await this.target.discard(start, end - start);
     } finally {
       hold.release();
     }

@@ -163,6 +163,11 @@ export class CopyBeforeWriteDriver extends PassThroughDriver {
     return this.copies.status(offset, length);
   }
 
+  /** Takes the range out of the snapshot, in whole clusters. @see SnapshotCopies.discard */
+  async discardSnapshot(offset: number, length: number): Promise<void> {
+    if (!this.#over) await this.copies.discard(offset, length);
+  }
+
   /** Nobody needs the snapshot any more: writes pass from now on, those that wait for a copy too. */
   endSnapshot(): void {
     if (this.#over) return;

@@ -31,7 +31,8 @@ export const snapshotAccessDefinition: DriverDefinition = {
   },
 };
 
-class SnapshotAccessDriver implements BlockDriver {
+/** A reader; a backup may take what it has copied out of the snapshot (`discard-source`). */
+export class SnapshotAccessDriver implements BlockDriver {
   readonly name = 'snapshot-access';
   readonly features: DriverFeatures = {
     fua: true,

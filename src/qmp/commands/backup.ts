@@ -90,6 +90,7 @@ function requestOf(
     maxWorkers: perf['max-workers'],
     maxChunk: perf['max-chunk'],
     minClusterSize: perf['min-cluster-size'],
+    discardSource: args['discard-source'],
   };
 }
 

@@ -58,6 +58,10 @@ const OURS_OR_NEWER = [
   'drive-mirror.bitmap', // ours
   'drive-mirror.bitmap-mode', // ours
   'drive-mirror.copy-mode=auto', // ours
+  'blockdev-backup.discard-source', // QEMU 9.1
+  'drive-backup.discard-source', // QEMU 9.1
+  'transaction.actions[](blockdev-backup).data.discard-source', // QEMU 9.1
+  'transaction.actions[](drive-backup).data.discard-source', // QEMU 9.1
   'drive-backup.on-cbw-error', // newer
   'drive-backup.cbw-timeout', // newer
   'drive-backup.x-perf.min-cluster-size', // QEMU 9.2

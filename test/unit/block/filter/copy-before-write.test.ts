@@ -5,7 +5,10 @@ import { BlockBackend } from '../../../../src/block/backend.js';
 import { DirtyBitmap } from '../../../../src/block/bitmap/dirty-bitmap.js';
 import { chainStatus } from '../../../../src/block/block-status.js';
 import { rawDriver } from '../../../../src/block/driver/raw.js';
-import { createCopyBeforeWriteDriver } from '../../../../src/block/filter/copy-before-write.js';
+import {
+  CopyBeforeWriteDriver,
+  createCopyBeforeWriteDriver,
+} from '../../../../src/block/filter/copy-before-write.js';
 import { snapshotAccessDefinition } from '../../../../src/block/filter/snapshot-access.js';
 import type { BlockGraph } from '../../../../src/block/graph.js';
 import type { BlockNode } from '../../../../src/block/node.js';
@@ -37,7 +40,7 @@ async function makeBench(): Promise<Bench> {
   graph.drivers.register(snapshotAccessDefinition);
   graph.drivers.register(rawDriver);
   const source = driverOf(await add('source', SIZE, { discard: 'unmap' }));
-  const target = driverOf(await add('target', SIZE));
+  const target = driverOf(await add('target', SIZE, { discard: 'unmap' }));
   patternBytes(SIZE, 3).copy(source.data);
   source.data.fill(0, 4 * CLUSTER, 6 * CLUSTER);
   return {
@@ -290,5 +293,75 @@ describe('copy-before-write', () => {
     await expect(add({ ...FILTER, bitmap: { node: 'source', name: 'x' } })).rejects.toThrow(
       "Dirty bitmap 'x' not found",
     );
+  });
+});
+
+describe('a snapshot of which parts are not needed any more', () => {
+  /** The filter's driver, through which a backup discards. */
+  async function withSnapshot() {
+    const bench = await makeBench();
+    const node = await bench.add(FILTER);
+    const { driver } = node;
+    if (!(driver instanceof CopyBeforeWriteDriver)) throw new Error('no filter');
+    const guest = await bench.writer(node);
+    return { ...bench, driver, guest, snapshot: await bench.add(SNAPSHOT) };
+  }
+
+  it('gives back what was saved of them, and saves nothing of them again', async () => {
+    const { driver, guest, target, snapshot, old } = await withSnapshot();
+    await guest.write(0, Buffer.alloc(4 * CLUSTER, 1));
+    await driver.discardSnapshot(CLUSTER, 2 * CLUSTER);
+    expect(target.data.subarray(CLUSTER, 3 * CLUSTER).every((byte) => byte === 0)).toBe(true);
+    await driver.discardSnapshot(8 * CLUSTER, CLUSTER);
+    const before = target.calls.length;
+    await guest.write(8 * CLUSTER, Buffer.alloc(CLUSTER, 2));
+    await guest.write(CLUSTER, Buffer.alloc(CLUSTER, 2));
+    expect(target.calls.length).toBe(before);
+    for (const at of [0, 3 * CLUSTER, 7 * CLUSTER, 9 * CLUSTER]) {
+      const kept = await contentOf(snapshot, at, CLUSTER);
+      expect(kept.equals(old.subarray(at, at + CLUSTER)), String(at)).toBe(true);
+    }
+    for (const at of [CLUSTER, 2 * CLUSTER, 8 * CLUSTER]) {
+      await expect(contentOf(snapshot, at, 512)).rejects.toMatchObject({ code: 'DF_ACCESS' });
+    }
+  });
+
+  it('keeps clusters that are not needed in part only', async () => {
+    const { driver, guest, snapshot, old } = await withSnapshot();
+    await driver.discardSnapshot(CLUSTER - 1, CLUSTER);
+    await driver.discardSnapshot(15 * CLUSTER + 1, CLUSTER);
+    await guest.write(0, Buffer.alloc(SIZE, 1));
+    expect((await contentOf(snapshot)).equals(old)).toBe(true);
+  });
+
+  it('takes the short cluster at the end as a whole one', async () => {
+    const { driver, snapshot } = await withSnapshot();
+    await driver.discardSnapshot(16 * CLUSTER, 5 * KIB);
+    await expect(contentOf(snapshot, SIZE - 1, 1)).rejects.toMatchObject({ code: 'DF_ACCESS' });
+  });
+
+  it('waits for a copy that is under way, so that its room is given back as well', async () => {
+    const { driver, guest, target } = await withSnapshot();
+    const open = gate(target);
+    const writing = Promise.resolve(guest.write(0, Buffer.alloc(CLUSTER, 1)));
+    await Promise.resolve();
+    const discarding = driver.discardSnapshot(0, CLUSTER);
+    open();
+    await Promise.all([writing, discarding]);
+    expect(target.data.every((byte) => byte === 0)).toBe(true);
+  });
+
+  it('waits for who reads them from the target', async () => {
+    const { driver, guest, target, snapshot, old } = await withSnapshot();
+    await guest.write(0, Buffer.alloc(CLUSTER, 1));
+    const open = gate(target);
+    const reading = contentOf(snapshot, 0, CLUSTER);
+    await sleep(1);
+    const discarding = driver.discardSnapshot(0, CLUSTER);
+    await sleep(1);
+    open();
+    expect((await reading).equals(old.subarray(0, CLUSTER))).toBe(true);
+    await discarding;
+    expect(target.data.every((byte) => byte === 0)).toBe(true);
   });
 });
