@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** What jobs that move blocks have beyond job.ts: speed, error policies, I/O status. */
-import { errnoName } from '../base/errors.js';
+import { BlockError, errnoName } from '../base/errors.js';
 import { RateLimit } from '../base/rate-limit.js';
 import { Job, type JobObserver, type JobOptions } from './job.js';
 
@@ -38,9 +38,12 @@ export abstract class BlockJob extends Job {
     this.rate = new RateLimit(Number(this.speed), () => performance.now());
   }
 
-  /** @param speed bytes a second, 0: no limit */
+  /** @param speed bytes a second, 0: no limit. @throws BlockError in the wrong state, or below 0 */
   setSpeed(speed: number | bigint): void {
     this.checkVerb('set-speed');
+    if (speed < 0) {
+      throw new BlockError('DF_INVALID', "Parameter 'speed' expects a non-negative value");
+    }
     this.speed = speed;
     this.rate.bytesPerSecond = Number(speed);
     this.wakeUp();

@@ -48,7 +48,7 @@ export const STATES_OF_VERB: Readonly<Record<JobVerb, readonly JobState[]>> = {
   pause: AT_WORK,
   resume: AT_WORK,
   'set-speed': AT_WORK,
-  complete: ['ready'],
+  complete: ['ready', 'standby'],
   finalize: ['pending'],
   dismiss: ['concluded'],
   change: ['running', 'paused', 'ready', 'standby'],

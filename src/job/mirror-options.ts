@@ -3,6 +3,7 @@
 import { BlockError } from '../base/errors.js';
 import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
 import { canReplace } from '../block/can-replace.js';
+import { MirrorTopDriver } from '../block/filter/mirror-top.js';
 import type { BlockNode } from '../block/node.js';
 import type { BlockJobObserver, BlockJobOptions } from './block-job.js';
 import type { CopyRates } from './convergence.js';
@@ -64,4 +65,28 @@ export function checkMirrorNodes({ source, target, replaces }: MirrorOptions): v
       'cannot replace image with a mirror image of different size',
     );
   }
+}
+
+/** Sources of the mirrors that there are. */
+const mirrored = new WeakSet<BlockNode>();
+
+/**
+ * Makes a mirror the only one of its source: after one has pivoted, another would not see what is
+ * written, and lose it by its own pivot.
+ * @throws BlockError DF_IN_USE
+ */
+export function claimSource(source: BlockNode): void {
+  if (mirrored.has(source) || source.driver instanceof MirrorTopDriver) {
+    throw new BlockError(
+      'DF_IN_USE',
+      `Node '${source.name}' is busy: block device is in use by block job: mirror`,
+      { node: source.name },
+    );
+  }
+  mirrored.add(source);
+}
+
+/** The mirror that had claimed the source is over. */
+export function releaseSource(source: BlockNode): void {
+  mirrored.delete(source);
 }

@@ -29,7 +29,13 @@ import { BlockJob } from './block-job.js';
 import { type CopyRates, watchConvergence } from './convergence.js';
 import { CopyLoop, type CopyLoopOptions, ZERO_RUN_MAX } from './copy-loop.js';
 import { markInitialDirty } from './mirror-initial.js';
-import { checkMirrorNodes, type MirrorObserver, type MirrorOptions } from './mirror-options.js';
+import {
+  checkMirrorNodes,
+  claimSource,
+  type MirrorObserver,
+  type MirrorOptions,
+  releaseSource,
+} from './mirror-options.js';
 import { type MirrorCopyMode, MirrorWrites } from './mirror-writes.js';
 import { returnMirrorBitmap } from './sync-bitmap.js';
 
@@ -80,6 +86,7 @@ export class MirrorJob extends BlockJob {
     observer: MirrorObserver,
   ): Promise<MirrorJob> {
     checkMirrorNodes(options);
+    claimSource(options.source);
     const job = new MirrorJob(graph, options, observer);
     await job.#setUp();
     return job;
@@ -344,6 +351,7 @@ export class MirrorJob extends BlockJob {
   protected override async clean(): Promise<void> {
     const at = this.source.trackers.indexOf(this.#bitmap);
     if (at >= 0) this.source.trackers.splice(at, 1);
+    releaseSource(this.source);
     await this.#graph.detach(this.#sourceBackend);
     await this.#graph.detach(this.#targetBackend);
   }

@@ -171,7 +171,7 @@ describe('drive-mirror', () => {
       ...JOB,
       target: path('new.img'),
       'node-name': 'new',
-      replaces: 'file',
+      replaces: 'disk',
     });
     await state(qmp, 'ready');
     await qmp.execute('job-complete', { id: 'job' });

@@ -21,6 +21,7 @@ interface Bench {
   guest: BlockBackend;
   registry: JobRegistry;
   states: string[];
+  add: ReturnType<typeof memoryGraph>['add'];
   mirror(options?: Partial<MirrorOptions>): Promise<MirrorJob>;
 }
 
@@ -48,8 +49,9 @@ async function makeBench(): Promise<Bench> {
     guest,
     registry,
     states,
+    add,
     mirror: (options = {}) =>
-      registry.run('j', () =>
+      registry.run(options.id ?? 'j', () =>
         MirrorJob.create(
           graph,
           {
@@ -137,9 +139,6 @@ describe('mirror', () => {
     await reached(registry, job, 'ready');
     job.pause();
     await reached(registry, job, 'standby');
-    expect(() => job.complete()).toThrow(
-      "Job 'j' in state 'standby' cannot accept command verb 'complete'",
-    );
     job.resume();
     await reached(registry, job, 'ready');
     job.cancel({ force: true });
@@ -176,5 +175,67 @@ describe('mirror', () => {
     const { graph, source, mirror } = await makeBench();
     await expect(mirror({ target: source })).rejects.toThrow("Can't mirror node into itself");
     expect(graph.nodes.length).toBe(2);
+  });
+});
+
+describe('two mirrors of one disk', () => {
+  it('are refused: when one has pivoted, the other would miss what is written', async () => {
+    const { graph, source, registry, mirror, add } = await makeBench();
+    const first = await mirror();
+    await reached(registry, first, 'ready');
+    const filter = [...graph.nodes].find(({ driver }) => driver.name === 'mirror_top');
+    if (filter === undefined) throw new Error('no filter');
+    const other = await add('other', SIZE);
+    const second = (options: Partial<MirrorOptions>): Promise<MirrorJob> =>
+      mirror({ id: 'k', target: other, ...options });
+    await expect(second({})).rejects.toThrow(
+      "Node 'source' is busy: block device is in use by block job: mirror",
+    );
+    await expect(second({ source: filter })).rejects.toThrow(/ is busy: .* by block job: mirror$/);
+    first.cancel({ force: true });
+    await first.concluded;
+    const third = await second({});
+    await reached(registry, third, 'ready');
+    third.cancel({ force: true });
+    await third.concluded;
+    expect(source.parents.size).toBe(1);
+  });
+
+  it('can not be begun at the same time', async () => {
+    const { mirror, add } = await makeBench();
+    const other = await add('other', SIZE);
+    const begun = await Promise.allSettled([mirror(), mirror({ id: 'k', target: other })]);
+    expect(begun.map(({ status }) => status)).toEqual(['fulfilled', 'rejected']);
+    for (const result of begun) {
+      if (result.status !== 'fulfilled') continue;
+      result.value.cancel({ force: true });
+      await result.value.concluded;
+    }
+  });
+});
+
+describe('a mirror that is held', () => {
+  it('takes the word to complete, and does it when it is let go', async () => {
+    const { registry, states, mirror, sourceData, targetData } = await makeBench();
+    const job = await mirror();
+    await reached(registry, job, 'ready');
+    job.pause();
+    await reached(registry, job, 'standby');
+    job.complete();
+    expect(job.state).toBe('standby');
+    job.resume();
+    await job.concluded;
+    expect(job.error).toBeUndefined();
+    expect(states.slice(2, 7)).toEqual(['ready', 'standby', 'ready', 'waiting', 'pending']);
+    expect(targetData.equals(sourceData)).toBe(true);
+  });
+
+  it('refuses a speed below nothing', async () => {
+    const { mirror } = await makeBench();
+    const job = await mirror();
+    expect(() => job.setSpeed(-1)).toThrow("Parameter 'speed' expects a non-negative value");
+    expect(job.speed).toBe(0);
+    job.cancel({ force: true });
+    await job.concluded;
   });
 });
