@@ -238,7 +238,7 @@ export class BackupJob extends BlockJob {
     if (this.cancelRequested) return;
     // What is reported as done has reached stable storage.
     await this.target.flush();
-    await this.#discards?.discardAll();
+    if (!this.cancelled) await this.#discards?.discardAll();
   }
 
   async #copyAll(): Promise<void> {
