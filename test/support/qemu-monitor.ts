@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 /** Monitors of the real programs, for the same dialogue with them and with us. */
-import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { startDaemon, waitUntil } from './daemon.js';
 import { spawnTracked } from './peers.js';
@@ -22,10 +21,17 @@ export async function startMonitor(scope: Scope, peer: QmpPeer): Promise<QmpClie
         ]);
   const child = spawnTracked(peer, args);
   scope.defer(() => void child.kill('SIGKILL'));
-  await waitUntil(() => existsSync(path) || child.exitCode !== null, { what: () => path });
-  const client = await QmpClient.connect(path);
-  scope.defer(() => client.close());
-  return client;
+  let client: QmpClient | undefined;
+  // The socket is there a moment before anybody listens on it.
+  const connected = async (): Promise<boolean> => {
+    client = await QmpClient.connect(path).catch(() => undefined);
+    return client !== undefined || child.exitCode !== null;
+  };
+  await waitUntil(connected, { what: () => `${peer} to listen on ${path}` });
+  if (client === undefined) throw new Error(`${peer} ended with ${child.exitCode}`);
+  const monitor: QmpClient = client;
+  scope.defer(() => monitor.close());
+  return monitor;
 }
 
 export interface DialogueStep {
