@@ -28,8 +28,11 @@ export const NBD_HANDSHAKE_SECONDS_DEFAULT = 10;
 export const NBD_REQUESTS_IN_FLIGHT_MAX = 256;
 /** Payload bytes of one connection's requests in flight, past it the socket is not read. */
 export const NBD_BYTES_IN_FLIGHT_MAX = 64 * MIB;
-/** Reply bytes of one connection that the client has not taken yet, past it the socket is not read. */
-export const NBD_UNSENT_BYTES_MAX = 16 * MIB;
+/**
+ * Reply bytes of one connection that the client has not taken yet, past it the socket is not read. Two
+ * large replies keep a socket busy; more buffers only push each other out of the processor's caches.
+ */
+export const NBD_UNSENT_BYTES_MAX = 2 * MIB;
 /** Payload and reply bytes of all connections together; the share that a flood can take of memory. */
 export const NBD_BYTES_TOTAL_MAX = 160 * MIB;
 
