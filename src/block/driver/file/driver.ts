@@ -29,6 +29,7 @@ import { checkUnchanged, parseFileOptions } from './file-options.js';
 import { ImageAccess } from './image-access.js';
 import type { FileDriverName } from './image-handle.js';
 import { resizeDevice, resizeFile } from './resize.js';
+import { SharedSync } from './shared-sync.js';
 import { ZeroRanges } from './zero-ranges.js';
 
 const FEATURES: DriverFeatures = {
@@ -49,6 +50,7 @@ class FileDriver implements BlockDriver {
   readonly #access: ImageAccess;
   readonly #zeroes: ZeroRanges;
   readonly #dataExtent = new DataExtentCache();
+  readonly #sync = new SharedSync(() => this.#syncUnlessLost());
   #size: number;
   /** The error of a flush that failed: pages it dropped can't be written again, so none succeeds later. */
   #lost: unknown;
@@ -132,7 +134,12 @@ class FileDriver implements BlockDriver {
   }
 
   /** @throws BlockError, the same again once a flush has failed: what it lost is lost */
-  async flush(): Promise<void> {
+  flush(): Promise<void> {
+    return this.#sync.run();
+  }
+
+  /** Who waited for a sync that failed must not be told that the next one is fine. */
+  async #syncUnlessLost(): Promise<void> {
     if (this.#lost !== undefined) throw this.#lost;
     try {
       await this.#access.handle.file.sync();
