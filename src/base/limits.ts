@@ -56,6 +56,13 @@ export const ACTIVATION_FDS_MAX = 1024;
 
 /** Longest read that is tried on the event loop, bytes; a longer one would hold it up by copying alone. */
 export const FILE_READ_NOW_MAX = 1 * MIB;
+/** Shorter reads are copied, bytes: two copies cost less than the calls that spare them. */
+export const NBD_SEND_FILE_MIN = 128 * KIB;
+/** Distance of the places in which it is looked whether a file's pages are read, bytes: one read-ahead. */
+export const FILE_SEND_PEEK_STEP = 128 * KIB;
+/** How often, milliseconds, and how many times a drain looks whether clients have read lent pages. */
+export const FILE_LENT_CHECK_MS = 1;
+export const FILE_LENT_CHECKS_MAX = 1000;
 /** Longest write that goes into the page cache on the event loop, bytes. */
 export const FILE_WRITE_NOW_MAX = 1 * MIB;
 /** Calls that go to the thread pool at once after one that would have waited, or did: a few dozen. */

@@ -2,7 +2,7 @@
 /** The root parent of a node: how exports, jobs and commands do I/O on the graph. */
 import type { BlockError } from '../base/errors.js';
 import type { MaybePromise } from '../base/maybe-promise.js';
-import type { BlockLimits, RequestFlags, TruncateOptions } from './block-driver.js';
+import type { BlockLimits, RequestFlags, SendRequest, TruncateOptions } from './block-driver.js';
 import { type ChainExtent, chainStatus } from './block-status.js';
 import type { ChildEdge, EdgeParent } from './edge.js';
 import { InFlight } from './in-flight.js';
@@ -75,6 +75,17 @@ export class BlockBackend implements EdgeParent {
     try {
       const pending = this.root.node.read(offset, buffer, flags);
       if (pending !== undefined) return this.#track(pending, 'read');
+    } catch (error) {
+      this.#observer.failed?.('read', error);
+      throw error;
+    }
+  }
+
+  /** A read whose reply goes straight to a socket; 0: it can't, `read` has to do it. */
+  send(request: SendRequest): number {
+    if (this.#heldBy !== 0) return 0;
+    try {
+      return this.root.node.send(request);
     } catch (error) {
       this.#observer.failed?.('read', error);
       throw error;

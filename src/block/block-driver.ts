@@ -83,6 +83,20 @@ export interface TruncateOptions {
   readonly preallocation: PreallocationMode;
 }
 
+/** A reply to a read, on its way to a client without being copied. */
+export interface SendRequest {
+  /** Descriptor of a non-blocking UNIX stream socket of which everything sent before is taken. */
+  readonly socket: number;
+  /** Of the first data byte. */
+  readonly offset: number;
+  /** A filled head, and behind it as much room as there are data bytes. */
+  readonly reply: Buffer;
+  /** Bytes, at least 1. */
+  readonly headLength: number;
+  /** Refuse (0) unless it is certain that some byte is not zero. */
+  readonly notAllZero: boolean;
+}
+
 /** Which features the driver has, said up front instead of found by failing. */
 export interface DriverFeatures {
   /** `write` and `writeZeroes` honour REQ_FUA themselves; otherwise the node flushes after them. */
@@ -119,6 +133,16 @@ export interface BlockDriver {
    * end of a node whose size is no multiple of the alignment read as zeroes.
    */
   read(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void>;
+  /**
+   * Sends a reply with data straight to a socket, for drivers whose bytes lie in a file as they are;
+   * whoever has to look at the bytes, or to hold requests back, has no `send`. Aligned and in range.
+   * @returns bytes of the reply that the socket took; 0: none, and `read` has to do it. Otherwise what
+   * the socket did not take has been read into its place in the reply.
+   * @throws BlockError when that fails: the reply is broken off and can't be completed
+   */
+  send?(request: SendRequest): number;
+  /** Nothing, or a promise for the time when sockets have delivered what `send` gave them. Bounded. */
+  whenIdle?(): MaybePromise<void>;
   /** Writes all of `buffer`. Absent: the driver is read-only by nature. */
   write?(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void>;
   /**

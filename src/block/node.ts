@@ -19,6 +19,7 @@ import {
   REQ_FUA,
   REQ_MAY_UNMAP,
   type RequestFlags,
+  type SendRequest,
   STATUS_ALLOCATED,
   STATUS_DATA,
   type TruncateOptions,
@@ -158,6 +159,28 @@ export class BlockNode implements EdgeParent {
     }
     if (pending !== undefined) return this.#track(pending, 'read', length, started);
     this.stats.done('read', offset, length, started);
+  }
+
+  /** A read whose reply goes straight to a socket, where nothing above the file needs its bytes. */
+  send(request: SendRequest): number {
+    const { offset, reply, headLength } = request;
+    const length = reply.byteLength - headLength;
+    const plain =
+      this.active &&
+      offset >= 0 &&
+      offset + length <= this.#driver.size &&
+      this.#alignMask === 0 &&
+      length <= this.#maxTransfer;
+    if (!plain || this.#driver.send === undefined) return 0;
+    const started = this.stats.start();
+    try {
+      const taken = this.#driver.send(request);
+      if (taken > 0) this.stats.done('read', offset, length, started);
+      return taken;
+    } catch (error) {
+      this.stats.failed('read', length, started);
+      throw error;
+    }
   }
 
   /** Writes all of `buffer`; REQ_FUA: on stable storage before it completes. */
@@ -315,6 +338,7 @@ export class BlockNode implements EdgeParent {
       if (edge.parent.whenIdle() !== undefined) return this.#settle();
     }
     if (this.inFlight.count > 0) return this.#settle();
+    return this.#driver.whenIdle?.();
   }
 
   /** Ends what waits for a lost peer, here and below. @see BlockDriver.cancelInFlight */
@@ -348,6 +372,7 @@ export class BlockNode implements EdgeParent {
         waited = true;
       }
     }
+    await this.#driver.whenIdle?.();
   }
 
   #track(

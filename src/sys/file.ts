@@ -130,6 +130,17 @@ export class DiskFile {
     return this.#readFailedNow(lastErrno(), offset, buffer);
   }
 
+  /**
+   * Reads as far as that needs no waiting; for a look at whether data is at hand.
+   * @returns bytes read; 0 past the end; -1 when it would have to wait, failed, or can't be told
+   */
+  peek(offset: number, buffer: Buffer): number {
+    if (this.#readNow === 'never') return -1;
+    return this.#readNow === 'nowait'
+      ? native.preadv2(this.fd, vector.set(buffer), 1, offset, RWF_NOWAIT)
+      : native.pread(this.fd, buffer, buffer.byteLength, offset);
+  }
+
   #readFailedNow(errno: number, offset: number, buffer: Buffer): Promise<void> {
     if (errno === EAGAIN) this.#readGate.close();
     else if (errno === EOPNOTSUPP || errno === ENOSYS) this.#readNow = 'never';

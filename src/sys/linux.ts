@@ -42,6 +42,17 @@ export const native = {
   setsockopt: declare<[Descriptor, number, number, Uint8Array, number]>(
     'int setsockopt(int fd, int level, int name, void *value, uint32_t length)',
   ),
+  send: declare<[Descriptor, Uint8Array, number, number]>(
+    'long send(int fd, void *data, size_t length, int flags)',
+  ),
+  sendfile: declare<[Descriptor, Descriptor, Uint8Array, number]>(
+    'long sendfile64(int out, int in, void *offset, size_t count)',
+  ),
+  /** cachestat(2), which the C library does not have yet. */
+  syscall: declare<[number, Descriptor, Uint8Array, Uint8Array, number]>(
+    'long syscall(long number, int fd, void *range, void *result, unsigned int flags)',
+  ),
+  getpagesize: declare<[]>('int getpagesize()'),
   ioctl: declare<[Descriptor, number, Uint8Array]>(
     'int ioctl(int fd, unsigned long request, void *argument)',
   ),
@@ -71,6 +82,14 @@ export const BLKROGET = 0x125e;
 export const BLKSSZGET = 0x1268;
 export const BLKDISCARD = 0x1277;
 export const BLKGETSIZE64 = 0x80081272;
+/** Bytes that a socket's peer has not taken. @see unix(7) */
+export const SIOCOUTQ = 0x5411;
+/** @see send(2) */
+export const MSG_DONTWAIT = 0x40;
+export const MSG_NOSIGNAL = 0x4000;
+export const MSG_MORE = 0x8000;
+/** The number of cachestat(2), the same on all architectures that Node runs on. Linux 6.5. */
+export const SYS_CACHESTAT = 451;
 /** statfs(2): the type of tmpfs, whose data is always in memory. */
 export const TMPFS_MAGIC = 0x01021994;
 

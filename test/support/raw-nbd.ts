@@ -198,15 +198,16 @@ export class RawNbd {
 
   /**
    * Takes one reply message.
-   * @param length bytes of data that a successful simple reply carries
+   * @param length bytes of data that a successful simple reply carries, or who knows them by cookie
    */
-  async reply(length = 0): Promise<Reply> {
+  async reply(length: number | ((cookie: bigint) => number) = 0): Promise<Reply> {
     const magic = (await this.read(4)).readUInt32BE(0);
     if (magic === SIMPLE_REPLY_MAGIC) {
       const rest = await this.read(12);
       const error = rest.readUInt32BE(0);
-      const payload = await this.read(error === 0 ? length : 0);
       const cookie = rest.readBigUInt64BE(4);
+      const data = typeof length === 'number' ? length : length(cookie);
+      const payload = await this.read(error === 0 ? data : 0);
       return { form: 'simple', cookie, error, type: 0, flags: 1, offset: undefined, payload };
     }
     if (magic === STRUCTURED_REPLY_MAGIC) {

@@ -14,6 +14,7 @@ import {
   type Extent,
   type OpenContext,
   type RequestFlags,
+  type SendRequest,
   STATUS_OFFSET_VALID,
   type TruncateOptions,
 } from '../block-driver.js';
@@ -96,6 +97,14 @@ class RawDriver implements BlockDriver {
 
   read(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {
     return this.#file.read(offset + this.#window.offset, buffer, flags);
+  }
+
+  send(request: SendRequest): number {
+    return this.#file.node.send({ ...request, offset: request.offset + this.#window.offset });
+  }
+
+  whenIdle(): MaybePromise<void> {
+    return this.#file.node.driver.whenIdle?.();
   }
 
   write(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {

@@ -17,7 +17,8 @@ export type ExportBackend = Pick<
   | 'discard'
   | 'flush'
   | 'blockStatus'
->;
+> &
+  Partial<Pick<BlockBackend, 'send'>>;
 
 /** A dirty bitmap as `qemu:dirty-bitmap:NAME` shows it. */
 export interface DirtyExtents {

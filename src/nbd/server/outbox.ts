@@ -11,6 +11,8 @@ import type { MemoryBudget } from './memory-budget.js';
 export interface ByteSink {
   write(part: Buffer): boolean;
   writeAll(parts: Buffer[]): boolean;
+  /** A descriptor that may be sent to past `write` while all that was written is taken. */
+  readonly directSocket?: number | undefined;
 }
 
 /** A place in an arena for a reply that is not ready yet. */
@@ -115,6 +117,13 @@ export class Outbox {
       this.#arena.release();
       this.#arena = undefined;
     }
+  }
+
+  /** Where a reply may go directly, because all before it is with the kernel; undefined: nowhere. */
+  directSocket(): number | undefined {
+    if (this.#sink.directSocket === undefined) return undefined;
+    this.flush();
+    return this.#closed || this.unsentBytes > 0 ? undefined : this.#sink.directSocket;
   }
 
   /** The transport has taken all that it was given. */

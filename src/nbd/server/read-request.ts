@@ -3,12 +3,14 @@
 import { NBD_CMD_FLAG_DF } from '../../../protocol/nbd/constants.js';
 import type { ReceivedRequest } from '../../../protocol/nbd/transmission.js';
 import { BUFFER_HEADROOM, type PooledBuffer } from '../../base/buffer-pool.js';
+import { toError } from '../../base/errors.js';
 import {
   KIB,
   MIB,
   NBD_JOINED_READ_MAX,
   NBD_PIECE_MAX,
   NBD_PIECE_SCARCE,
+  NBD_SEND_FILE_MIN,
 } from '../../base/limits.js';
 import type { ExportBackend } from './export.js';
 import type { MemoryBudget } from './memory-budget.js';
@@ -30,6 +32,8 @@ export interface ReadHost {
   pend(pending: Promise<void>, cost: number, done: () => void, failed: (e: unknown) => void): void;
   /** @param offset where it failed, when only a part of the request is meant */
   fail(head: ReceivedRequest, reason: unknown, offset?: number): void;
+  /** A reply was broken off: ends the connection. */
+  drop(reason: string): void;
 }
 
 export class ReadRequests {
@@ -102,8 +106,47 @@ export class ReadRequests {
     });
   }
 
+  /**
+   * Content from the file to the socket without a copy, where that can be had now.
+   * @param buffer has room for it all; its ownership is passed when the result is true
+   */
+  #sendDirectly(
+    head: ReceivedRequest,
+    buffer: PooledBuffer,
+    content: { offset: number; length: number; done: boolean },
+  ): boolean {
+    const { backend, outbox, replies } = this.#host;
+    if (content.length < NBD_SEND_FILE_MIN || backend.send === undefined) return false;
+    const socket = outbox.directSocket();
+    if (socket === undefined) return false;
+    const { dataHead } = replies;
+    const start = BUFFER_HEADROOM - dataHead;
+    const end = BUFFER_HEADROOM + content.length;
+    replies.encodeDataHead(buffer.view, start, head, content);
+    let taken: number;
+    try {
+      taken = backend.send({
+        socket,
+        offset: content.offset,
+        reply: buffer.bytes.subarray(start, end),
+        headLength: dataHead,
+        notAllZero: replies.form !== REPLY_SIMPLE,
+      });
+    } catch (error) {
+      buffer.release();
+      this.#host.drop(`a reply could not be completed: ${toError(error).message}`);
+      return true;
+    }
+    if (taken === 0) return false;
+    if (start + taken === end) buffer.release();
+    else outbox.append(buffer, start + taken, end);
+    return true;
+  }
+
   /** One content chunk from a buffer of its own, of which one ownership is passed. */
   #own(head: ReceivedRequest, buffer: PooledBuffer): void {
+    const content = { offset: head.offset, length: head.length, done: true };
+    if (this.#sendDirectly(head, buffer, content)) return;
     let pending: void | Promise<void>;
     try {
       const target = buffer.bytes.subarray(BUFFER_HEADROOM, BUFFER_HEADROOM + head.length);
@@ -113,7 +156,6 @@ export class ReadRequests {
       this.#host.fail(head, reason);
       return;
     }
-    const content = { offset: head.offset, length: head.length, done: true };
     if (pending === undefined) {
       this.#send(head, buffer, content);
       return;
@@ -199,6 +241,7 @@ export class ReadRequests {
   ): Promise<boolean> {
     const { backend, budget } = this.#host;
     const buffer = budget.pool.take(content.length + BUFFER_HEADROOM);
+    if (this.#sendDirectly(head, buffer, content)) return true;
     const end = BUFFER_HEADROOM + content.length;
     try {
       await backend.read(content.offset, buffer.bytes.subarray(BUFFER_HEADROOM, end));

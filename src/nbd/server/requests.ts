@@ -371,6 +371,10 @@ export class Transmission {
     this.#host.wake();
   }
 
+  drop(reason: string): void {
+    this.#host.drop(reason);
+  }
+
   fail(head: ReceivedRequest, reason: unknown, offset?: number): void {
     this.count('errors');
     const fastZero =

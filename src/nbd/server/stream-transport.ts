@@ -38,6 +38,11 @@ export class StreamTransport implements Transport {
     return typeof handle?.fd === 'number' && handle.fd >= 0 ? handle.fd : undefined;
   }
 
+  /** Only UNIX sockets can tell when the peer itself has taken what was sent. */
+  get directSocket(): number | undefined {
+    return this.kind === 'unix' && !this.#socket.destroyed ? this.fd : undefined;
+  }
+
   start(owner: TransportOwner): void {
     this.#owner = owner;
     const own = adopt(this.#socket, owner);

@@ -15,6 +15,7 @@ import {
   type OpenContext,
   REQ_FUA,
   type RequestFlags,
+  type SendRequest,
   STATUS_ALLOCATED,
   STATUS_DATA,
   STATUS_OFFSET_VALID,
@@ -76,6 +77,14 @@ class FileDriver implements BlockDriver {
 
   read(offset: number, buffer: Buffer, _flags: RequestFlags): MaybePromise<void> {
     return this.#access.handle.file.read(offset, buffer);
+  }
+
+  send(request: SendRequest): number {
+    return this.#access.handle.sender.send(request);
+  }
+
+  whenIdle(): MaybePromise<void> {
+    return this.#access.handle.sender.whenReturned();
   }
 
   write(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {

@@ -6,6 +6,7 @@ import { checkDeviceWritable, deviceBlockSize, deviceSize } from '../../../sys/b
 import { DiskFile, type OpenFileOptions } from '../../../sys/file.js';
 import { FileHoles } from '../../../sys/holes.js';
 import { ImageLocks } from '../../../sys/locks.js';
+import { FileSender } from '../../../sys/send-file.js';
 import { type BlockLimits, DEFAULT_LIMITS } from '../../block-driver.js';
 import { PERMISSION_NAMES } from '../../permissions.js';
 
@@ -17,6 +18,7 @@ export type FileDriverName = 'file' | 'host_device';
 export class ImageHandle {
   readonly holes: FileHoles;
   readonly locks: ImageLocks;
+  readonly sender: FileSender;
 
   private constructor(
     readonly file: DiskFile,
@@ -25,6 +27,7 @@ export class ImageHandle {
     readonly size: number,
   ) {
     this.holes = new FileHoles(file);
+    this.sender = new FileSender(file);
     this.locks = new ImageLocks(file.fd, file.path, LOCK_NAMES);
   }
 
