@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: MIT
 /** Entry of scripts/bench: reads the command line and runs the benchmark that it names. */
 import { parseArgs } from 'node:util';
+import { MIB } from './benchmark/cells.js';
+import { benchJobs } from './benchmark/jobs/jobs.js';
 import { benchServe } from './benchmark/serve.js';
 
 const USAGE = `usage: scripts/bench serve [options]
+       scripts/bench jobs [options]
+
+serve: the load of clients on servers
   --rounds N       rounds over all cells and servers (3)
   --seconds S      length of one cell (2)
   --quick          one round, one second a cell
@@ -11,9 +16,19 @@ const USAGE = `usage: scripts/bench serve [options]
   --servers LIST   only these, parted by commas: diskferryd, qemu-storage-daemon, qemu-nbd, nbdkit
   --dir DIR        where images and sockets go (the system's temporary folder)
   --out FILE       write the report there instead of to standard output
+
+jobs: mirror and backup by diskferryd and by qemu-storage-daemon, each copy verified
+  --rounds N       rounds over all cells and both daemons (3)
+  --size N         size of the disk that is copied, MiB (512)
+  --quick          one round of 32 MiB
+  --only TEXT      only cells whose name contains TEXT, such as "backup" or "20 ms"
+  --dir, --out     as above
+  --readme FILE    also put the summary into FILE, between its bench:jobs markers
 `;
 const ROUNDS_DEFAULT = 3;
 const SECONDS_DEFAULT = 2;
+const JOBS_MIB_DEFAULT = 512;
+const JOBS_MIB_QUICK = 32;
 
 function positive(text: string, name: string): number {
   const value = Number(text);
@@ -21,34 +36,67 @@ function positive(text: string, name: string): number {
   return value;
 }
 
-async function main(): Promise<void> {
-  const { values, positionals } = parseArgs({
+function readCommandLine() {
+  return parseArgs({
     allowPositionals: true,
     options: {
       rounds: { type: 'string' },
       seconds: { type: 'string' },
+      size: { type: 'string' },
       quick: { type: 'boolean', default: false },
       only: { type: 'string', default: '' },
-      servers: { type: 'string', default: '' },
+      servers: { type: 'string' },
       dir: { type: 'string' },
       out: { type: 'string' },
+      readme: { type: 'string' },
       help: { type: 'boolean', short: 'h', default: false },
     },
   });
-  if (values.help || positionals.length !== 1 || positionals[0] !== 'serve') {
-    process.stderr.write(USAGE);
-    process.exitCode = values.help ? 0 : 1;
-    return;
-  }
-  const defaults = values.quick ? [1, 1] : [ROUNDS_DEFAULT, SECONDS_DEFAULT];
-  await benchServe({
-    rounds: Math.ceil(positive(values.rounds ?? `${defaults[0]}`, 'rounds')),
-    secondsPerCell: positive(values.seconds ?? `${defaults[1]}`, 'seconds'),
+}
+type Values = ReturnType<typeof readCommandLine>['values'];
+
+function common(values: Values) {
+  const rounds = values.quick ? 1 : ROUNDS_DEFAULT;
+  return {
+    rounds: Math.ceil(positive(values.rounds ?? `${rounds}`, 'rounds')),
     only: values.only,
-    servers: values.servers.split(',').filter((name) => name !== ''),
     out: values.out,
     parentDir: values.dir,
-  });
+  };
+}
+
+/** @throws Error for an option of the other benchmark */
+function refuse(values: Values, names: readonly (keyof Values)[], benchmark: string): void {
+  const [given] = names.filter((name) => values[name] !== undefined);
+  if (given !== undefined) throw new Error(`scripts/bench ${benchmark} has no option --${given}`);
+}
+
+async function main(): Promise<void> {
+  const { values, positionals } = readCommandLine();
+  const [benchmark, ...more] = positionals;
+  if (!values.help && more.length === 0 && benchmark === 'serve') {
+    refuse(values, ['size', 'readme'], benchmark);
+    await benchServe({
+      ...common(values),
+      secondsPerCell: positive(
+        values.seconds ?? `${values.quick ? 1 : SECONDS_DEFAULT}`,
+        'seconds',
+      ),
+      servers: (values.servers ?? '').split(',').filter((name) => name !== ''),
+    });
+  } else if (!values.help && more.length === 0 && benchmark === 'jobs') {
+    refuse(values, ['seconds', 'servers'], benchmark);
+    const mebibytes = values.quick ? JOBS_MIB_QUICK : JOBS_MIB_DEFAULT;
+    await benchJobs({
+      ...common(values),
+      size: Math.ceil(positive(values.size ?? `${mebibytes}`, 'size')) * MIB,
+      quick: values.quick,
+      readme: values.readme,
+    });
+  } else {
+    process.stderr.write(USAGE);
+    process.exitCode = values.help ? 0 : 1;
+  }
 }
 
 try {

@@ -10,6 +10,8 @@ export interface FioOptions {
   readonly seconds: number;
   /** Folder for the report of fio. */
   readonly dir: string;
+  /** How much of the export is used, bytes; the size of the serving benchmark's image when absent. */
+  readonly size?: number;
 }
 
 export interface FioResult {
@@ -50,7 +52,7 @@ export async function runFio(uri: string, work: FioWork, options: FioOptions): P
     `--bs=${work.blockSize}`,
     `--iodepth=${work.depth}`,
     `--numjobs=${work.connections}`,
-    `--size=${IMAGE_SIZE}`,
+    `--size=${options.size ?? IMAGE_SIZE}`,
     '--thread',
     '--group_reporting',
     '--norandommap',

@@ -34,11 +34,11 @@ const DROP_INTERVAL_MS = 250;
 const FAIRNESS_SECONDS = 4;
 
 /** Fills a file with data that is neither zeroes nor compressible, and puts it onto the disk. */
-export async function makeImage(path: string): Promise<void> {
+export async function makeImage(path: string, { size = IMAGE_SIZE } = {}): Promise<void> {
   const file = await open(path, 'w');
   try {
     const block = Buffer.allocUnsafe(MIB);
-    for (let at = 0; at < IMAGE_SIZE; at += block.length) {
+    for (let at = 0; at < size; at += block.length) {
       randomFillSync(block);
       await file.write(block, 0, block.length, at);
     }

@@ -18,10 +18,14 @@ process.on('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
 
-/** Starts a program that dies with this process at the latest. */
-export function start(program: string, args: readonly string[]): ChildProcess {
+/** Starts a program that dies with this process at the latest; it has nothing to read by default. */
+export function start(
+  program: string,
+  args: readonly string[],
+  { stdin = 'ignore' }: { readonly stdin?: 'ignore' | 'pipe' } = {},
+): ChildProcess {
   const env = { ...process.env, LC_ALL: 'C', PATH: PEER_PATH };
-  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
+  const child = spawn(program, args, { stdio: [stdin, 'pipe', 'pipe'], env });
   running.add(child);
   child.once('close', () => running.delete(child));
   return child;

@@ -27,7 +27,7 @@ export interface ServeResults {
 /** The server whose ratios are shown, and those that it is compared with. */
 const SUBJECT = 'diskferryd';
 const PEERS = ['qemu-storage-daemon', 'qemu-nbd', 'nbdkit'] as const;
-const NONE = '–';
+export const NONE = '–';
 
 /** The middle value; of an even number of values the mean of the middle two; NaN of none. */
 export function median(values: readonly number[]): number {
@@ -46,7 +46,8 @@ export function ratio(result: CellResult, peer: string): number {
   return ofRounds(result, SUBJECT, 'rate') / ofRounds(result, peer, 'rate');
 }
 
-const times = (value: number): string => (Number.isNaN(value) ? NONE : `${value.toFixed(2)}×`);
+export const times = (value: number): string =>
+  Number.isNaN(value) ? NONE : `${value.toFixed(2)}×`;
 
 function rate(value: number, cell: Cell): string {
   if (Number.isNaN(value)) return NONE;
@@ -61,10 +62,10 @@ function cpu(value: number, cell: Cell): string {
     : `${(value * 1e6).toFixed(1)} µs`;
 }
 
-const mebibytes = (bytes: number): string =>
+export const mebibytes = (bytes: number): string =>
   Number.isNaN(bytes) ? NONE : `${Math.round(bytes / MIB)}`;
 
-function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
+export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
   const line = (cells: readonly string[]): string => `| ${cells.join(' | ')} |`;
   const rule = head.map((_, at) => (at === 0 ? '---' : '---:'));
   return [line(head), line(rule), ...rows.map(line)].join('\n');
@@ -140,19 +141,23 @@ function others(results: ServeResults): string {
   return table(head, rows);
 }
 
-/** The whole report; says how it was made, so that it can be made again. */
-export function renderReport(results: ServeResults): string {
+/** The machine and what runs on it, in words. */
+export function machine(kernel: string): string {
   const processors = cpus();
-  const made = [
+  return [
     `${processors.length} cores (${processors[0]?.model.trim() ?? 'unknown'})`,
     `${Math.round(totalmem() / 1024 ** 3)} GiB of memory`,
-    `Linux ${results.kernel}`,
+    `Linux ${kernel}`,
     `Node ${process.versions.node}`,
   ].join(', ');
+}
+
+/** The whole report; says how it was made, so that it can be made again. */
+export function renderReport(results: ServeResults): string {
   return [
     '## Serving, side by side',
     '',
-    `Made by \`scripts/bench serve\` on ${new Date().toISOString().slice(0, 10)}: ${made}.`,
+    `Made by \`scripts/bench serve\` on ${new Date().toISOString().slice(0, 10)}: ${machine(results.kernel)}.`,
     `One raw image of 1 GiB in the page cache, ${results.rounds} round(s), ${results.seconds} s a cell;`,
     'in each round every cell goes to all servers in turn, each freshly started and warmed up for it,',
     'nothing pinned. Medians of the rounds. fio and its server share the cores.',
