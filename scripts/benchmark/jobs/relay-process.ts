@@ -27,9 +27,32 @@ const queueMax =
     ? QUEUE_MAX
     : Math.ceil(bytesPerSecond * (BUFFERED_SECONDS + delayMs / 1000));
 
+/** What Node reads at once at most, bytes. */
+const CHUNK_MAX = 65536;
+/**
+ * Memory for what is on the way, used again and again: the first touch of new memory costs as much as
+ * carrying the bytes, and Node's chunks come back only when its collector finds it worth while.
+ */
+const spare: Buffer[] = [];
+
+interface Held {
+  /** The beginning of it is in use. */
+  readonly slot: Buffer;
+  readonly length: number;
+}
+
+/** Copies a chunk into memory that is free. */
+function hold(chunk: Buffer): Held {
+  const fits = chunk.length <= CHUNK_MAX;
+  const slot =
+    (fits ? spare.pop() : undefined) ?? Buffer.allocUnsafeSlow(Math.max(chunk.length, CHUNK_MAX));
+  chunk.copy(slot);
+  return { slot, length: chunk.length };
+}
+
 /** Passes what one socket sends to another, until it ends. */
 class Direction {
-  readonly #line = new DelayLine<Buffer | 'end'>({
+  readonly #line = new DelayLine<Held | 'end'>({
     delayMs,
     bytesPerSecond: bytesPerSecond === 0 ? undefined : bytesPerSecond,
   });
@@ -42,7 +65,7 @@ class Direction {
   ) {
     from.on('data', (chunk) => {
       bytes[counter] += chunk.length;
-      this.#line.push(chunk, chunk.length, performance.now());
+      this.#line.push(hold(chunk), chunk.length, performance.now());
       if (this.#line.queued >= queueMax) from.pause();
       this.#deliver();
     });
@@ -59,7 +82,7 @@ class Direction {
     this.to.cork();
     for (let item = this.#take(); item !== undefined; item = this.#take()) {
       if (item === 'end') this.to.end();
-      else this.to.write(item);
+      else this.to.write(item.slot.subarray(0, item.length), () => spare.push(item.slot));
     }
     this.to.uncork();
     if (this.#line.queued < queueMax && this.from.isPaused()) this.from.resume();
@@ -74,7 +97,7 @@ class Direction {
     );
   }
 
-  #take(): Buffer | 'end' | undefined {
+  #take(): Held | 'end' | undefined {
     return this.#line.take(performance.now());
   }
 }
