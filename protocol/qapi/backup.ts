@@ -31,7 +31,7 @@ export const BackupSyncMode = enumeration('BackupSyncMode', {
 export const BackupPerf = struct('BackupPerf', {
   doc: 'How the job works; the result is the same.',
   members: {
-    'max-workers': optional(int, 'requests in flight at most', { default: '64' }),
+    'max-workers': optional(int, 'requests in flight at most', { default: '256' }),
     'max-chunk': optional(
       int64,
       'longest request, bytes, not less than what is copied together; 0: as is best',

@@ -83,7 +83,7 @@ const mirrorHow = {
     default: "the target's cluster size, from 4 KiB to 64 KiB; otherwise 64 KiB",
   }),
   'buf-size': optional(int, 'bytes in flight at most; 0: as the default', {
-    default: '4 MiB',
+    default: '4 MiB, and up to 64 MiB when the target is far away',
   }),
   'on-source-error': optional(BlockdevOnError, 'what is done about failing reads', {
     default: 'report',

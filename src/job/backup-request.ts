@@ -38,7 +38,7 @@ export type CheckedBackup = Pick<
   | 'discardSource'
 >;
 
-const WORKERS_DEFAULT = 64;
+const WORKERS_DEFAULT = 256;
 const WORKERS_MAX = 2 ** 31 - 1;
 
 /** @throws BlockError DF_INVALID, DF_NOT_FOUND, DF_NOT_SUPPORTED, or why the bitmap can't be used */

@@ -24,12 +24,13 @@ import type { BlockNode } from '../block/node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ } from '../block/permissions.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
 import { CopyLoop } from './copy-loop.js';
+import { COPY_WINDOW_MAX } from './copy-window.js';
 import { SourceDiscards } from './source-discards.js';
 import type { BitmapSyncMode } from './sync-bitmap.js';
 
 /** Data request, bytes: measured as the best against a loopback server. */
 const CHUNK_LENGTH = 256 * KIB;
-/** Bytes in flight at most, and the longest request that can be asked for. */
+/** Bytes in flight unless the target is far away, and the longest request that can be asked for. */
 const WINDOW_LENGTH = 4 * MIB;
 /** Step of the look at what is allocated (sync top), bytes. */
 const STATUS_STEP = 1024 * MIB;
@@ -220,6 +221,7 @@ export class BackupJob extends BlockJob {
       rate: this.rate,
       chunkLength: Math.max(chunk - (chunk % clusterLength), clusterLength),
       windowLength: WINDOW_LENGTH,
+      windowLengthMax: COPY_WINDOW_MAX,
       requestsMax,
       unmap: true,
       taken: (offset, length) => copies.begin(offset, length),

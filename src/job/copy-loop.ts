@@ -15,6 +15,7 @@ import { REQ_MAY_UNMAP, STATUS_DATA, STATUS_ZERO } from '../block/block-driver.j
 import type { ChainExtent } from '../block/block-status.js';
 import { InFlight } from '../block/in-flight.js';
 import { isZero } from '../block/shaped-requests.js';
+import { CopyWindow } from './copy-window.js';
 
 /** Longest run that is zeroed at once, bytes; bounds what one request holds up. */
 export const ZERO_RUN_MAX = 1 << 30;
@@ -39,8 +40,10 @@ export interface CopyLoopOptions {
   readonly rate: RateLimit;
   /** Longest data request, bytes; a multiple of the bitmap's granularity. */
   readonly chunkLength: number;
-  /** Bytes in flight at most. */
+  /** Bytes in flight at most, over a target that answers at once. */
   readonly windowLength: number;
+  /** Bytes in flight at most over a link with delay. Default: `windowLength`. */
+  readonly windowLengthMax?: number | undefined;
   /** Zeroes may become holes in the target. */
   readonly unmap: boolean;
   readonly copied: (length: number) => void;
@@ -91,6 +94,7 @@ export class CopyLoop {
   readonly #lock: RangeLock;
   readonly #operations = new InFlight();
   readonly #buffers: Buffer[] = [];
+  readonly #window: CopyWindow;
   #heldBy = 0;
   #cursor = 0;
   #bytesInFlight = 0;
@@ -104,6 +108,8 @@ export class CopyLoop {
   constructor(options: CopyLoopOptions) {
     this.#options = options;
     this.#lock = options.lock ?? new RangeLock();
+    const { windowLength, windowLengthMax = windowLength } = options;
+    this.#window = new CopyWindow({ initialLength: windowLength, lengthMax: windowLengthMax });
   }
 
   /** Bytes that are being copied now. */
@@ -155,11 +161,11 @@ export class CopyLoop {
 
   /** Starts what the window allows. True when there is more to do than what is in flight. */
   async #pump(shouldYield: () => boolean): Promise<boolean> {
-    const { bitmap, rate, windowLength, requestsMax = Number.POSITIVE_INFINITY } = this.#options;
+    const { bitmap, rate, requestsMax = Number.POSITIVE_INFINITY } = this.#options;
     while (!shouldYield() && this.#failure === undefined) {
       if (bitmap.count === 0) return false;
       if (this.#heldBy > 0) return true;
-      if (this.#bytesInFlight >= windowLength) return true;
+      if (this.#bytesInFlight >= this.#window.length) return true;
       if (this.#operations.count >= requestsMax) return true;
       const delay = Math.max(rate.delayMs(), this.#retryAt - performance.now());
       if (delay > 0) {
@@ -286,9 +292,13 @@ export class CopyLoop {
     this.#operations.begin();
     this.#bytesInFlight += picked.zero ? 0 : picked.length;
     this.#options.rate.spend(picked.zero ? 0 : picked.length);
+    const began = performance.now();
     const work = picked.zero ? this.#zero(picked) : this.#copy(picked);
     work.then(
-      () => this.#ended(picked, undefined),
+      () => {
+        if (!picked.zero) this.#window.note(picked.length, began, performance.now());
+        this.#ended(picked, undefined);
+      },
       (error: unknown) => this.#ended(picked, error),
     );
   }

@@ -28,8 +28,10 @@ export interface MirrorOptions extends BlockJobOptions {
   readonly filterNodeName?: string;
   /** Bytes a bit, a power of two from 512 to 64 MiB. */
   readonly granularity: number;
-  /** Bytes in flight at most. */
+  /** Bytes in flight at most, over a target that answers at once. */
   readonly windowLength: number;
+  /** Bytes in flight at most over a link with delay. Default: `windowLength`. */
+  readonly windowLengthMax?: number;
   /** Zeroes may become holes in the target. */
   readonly unmap: boolean;
   /** Default: background. */

@@ -453,6 +453,7 @@ export class MirrorJob extends BlockJob {
       rate: this.rate,
       chunkLength: Math.max(CHUNK_LENGTH, this.#options.granularity),
       windowLength: this.#options.windowLength,
+      windowLengthMax: this.#options.windowLengthMax,
       unmap: this.#options.unmap,
       copied: (length) => this.#progress(length),
       failed: (operation, error) => this.ioFailed(operation, error) !== 'report',

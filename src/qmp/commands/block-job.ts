@@ -6,6 +6,7 @@ import { BlockError } from '../../base/errors.js';
 import { MIB } from '../../base/limits.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
+import { COPY_WINDOW_MAX } from '../../job/copy-window.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import { MIRROR_WINDOW_DEFAULT, MirrorJob } from '../../job/mirror.js';
 import type { MirrorOptions } from '../../job/mirror-options.js';
@@ -135,7 +136,9 @@ function mirrorSettings(
     bitmapMode: mode,
     ...(replaces !== undefined ? { replaces } : {}),
     granularity,
-    windowLength: bufSize === 0 ? MIRROR_WINDOW_DEFAULT : bufSize,
+    ...(bufSize === 0
+      ? { windowLength: MIRROR_WINDOW_DEFAULT, windowLengthMax: COPY_WINDOW_MAX }
+      : { windowLength: bufSize }),
     copyMode: args['copy-mode'],
     speed,
     onSourceError: args['on-source-error'] ?? 'report',
