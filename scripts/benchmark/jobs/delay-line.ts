@@ -3,11 +3,26 @@
 
 const MS_PER_SECOND = 1000;
 
+/** The narrowest place of a link, which all its lines of one direction share. */
+export class Narrow {
+  /** When the last byte has passed, milliseconds. */
+  #passedAt = 0;
+
+  /** @param bytesPerSecond infinity where nothing is narrow */
+  constructor(private readonly bytesPerSecond: number) {}
+
+  /** When bytes that come now have passed, after all that came before, milliseconds. */
+  pass(length: number, now: number): number {
+    const passing = (length / this.bytesPerSecond) * MS_PER_SECOND;
+    this.#passedAt = Math.max(this.#passedAt, now) + passing;
+    return this.#passedAt;
+  }
+}
+
 export interface DelayLineOptions {
-  /** From entering to leaving, milliseconds. */
+  /** From having passed the narrowest place to leaving, milliseconds. */
   readonly delayMs: number;
-  /** Bytes a second; as fast as it comes when absent. */
-  readonly bytesPerSecond?: number | undefined;
+  readonly narrow: Narrow;
 }
 
 interface Entry<T> {
@@ -26,8 +41,6 @@ export class DelayLine<T> {
   readonly #options: DelayLineOptions;
   #entries: Entry<T>[] = [];
   #head = 0;
-  /** When the last byte that entered has passed the narrowest place, milliseconds. */
-  #passedAt = 0;
 
   constructor(options: DelayLineOptions) {
     this.#options = options;
@@ -35,9 +48,8 @@ export class DelayLine<T> {
 
   /** @param length bytes of the item; @param now milliseconds, never less than the time before */
   push(item: T, length: number, now: number): void {
-    const { delayMs, bytesPerSecond = Number.POSITIVE_INFINITY } = this.#options;
-    this.#passedAt = Math.max(this.#passedAt, now) + (length / bytesPerSecond) * MS_PER_SECOND;
-    this.#entries.push({ item, length, due: this.#passedAt + delayMs });
+    const { delayMs, narrow } = this.#options;
+    this.#entries.push({ item, length, due: narrow.pass(length, now) + delayMs });
     this.queued += length;
   }
 

@@ -35,7 +35,7 @@ sys.stdin.readline()
 begin = time.monotonic()
 written = 0
 while not select.select([sys.stdin], [], [], 0)[0]:
-    early = begin + written * ${blockSize / bytesPerSecond} - time.monotonic()
+    early = begin + written / ${bytesPerSecond} - time.monotonic()
     if h.aio_in_flight() >= ${depth} or early > 0:
         h.poll(10 if early <= 0 else min(10, max(1, int(early * 1000))))
         continue

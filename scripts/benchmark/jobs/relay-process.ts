@@ -6,7 +6,7 @@
  * Arguments: port of the server, delay in milliseconds, bytes a second in each direction (0: any).
  */
 import { connect, createServer, type Socket } from 'node:net';
-import { DelayLine } from './delay-line.js';
+import { DelayLine, Narrow } from './delay-line.js';
 
 const HOST = '127.0.0.1';
 /** Bytes on the way above which a link takes no more: 100 ms at 2.5 GB/s fit. */
@@ -22,6 +22,8 @@ export interface RelayMessage {
 
 const [serverPort = 0, delayMs = 0, bytesPerSecond = 0] = process.argv.slice(2).map(Number);
 const bytes = { toServer: 0, toClient: 0 };
+const rate = bytesPerSecond === 0 ? Number.POSITIVE_INFINITY : bytesPerSecond;
+const narrow = { toServer: new Narrow(rate), toClient: new Narrow(rate) };
 const queueMax =
   bytesPerSecond === 0
     ? QUEUE_MAX
@@ -52,10 +54,7 @@ function hold(chunk: Buffer): Held {
 
 /** Passes what one socket sends to another, until it ends. */
 class Direction {
-  readonly #line = new DelayLine<Held | 'end'>({
-    delayMs,
-    bytesPerSecond: bytesPerSecond === 0 ? undefined : bytesPerSecond,
-  });
+  readonly #line: DelayLine<Held | 'end'>;
   #timer: NodeJS.Timeout | undefined;
 
   constructor(
@@ -63,6 +62,7 @@ class Direction {
     private readonly to: Socket,
     counter: keyof typeof bytes,
   ) {
+    this.#line = new DelayLine({ delayMs, narrow: narrow[counter] });
     from.on('data', (chunk) => {
       bytes[counter] += chunk.length;
       this.#line.push(hold(chunk), chunk.length, performance.now());

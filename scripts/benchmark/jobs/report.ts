@@ -64,11 +64,12 @@ function cellTable(facts: JobsFacts): string {
       ...of((measured) => measured.cpuSeconds, 2),
       ...of((measured) => measured.peakMemory / MIB, 0),
       ...BOTH.map(sent),
+      ...of((measured) => (measured.writerRate ?? Number.NaN) / MIB, 1),
     ];
   });
   const pair = (what: string): string[] => [`${what} diskferryd`, 'qsd'];
   const head = ['cell', ...pair('s'), 'faster', ...pair('CPU s'), ...pair('peak MiB')];
-  return table([...head, ...pair('sent MiB')], rows);
+  return table([...head, ...pair('sent MiB'), ...pair('writer MiB/s')], rows);
 }
 
 function linkRow(facts: JobsFacts, link: LinkKind, goal: string): string[] {
@@ -156,7 +157,7 @@ function overtakenRows(facts: JobsFacts): string[][] {
       return [
         'a writer at twice the speed of the link',
         Number.isNaN(seconds(result, SUBJECT)) ? NONE : 'READY is reached',
-        `after ${shown(seconds(result, SUBJECT), 1)} s; the writer got ${mebibytes(rate)} MiB/s`,
+        `after ${shown(seconds(result, SUBJECT), 1)} s; it wrote ${mebibytes(rate)} MiB/s`,
         `link ${NARROW_LINK / MIB} MiB/s; wanted: READY`,
       ];
     });
