@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** The result of the benchmark of jobs as Markdown. */
+import { loadavg } from 'node:os';
 import { MIB } from '../cells.js';
 import { machine, mebibytes, median, NONE, table, times } from '../report.js';
 import { type JobCell, LINK_DELAY_MS, type LinkKind, NARROW_LINK } from './cells.js';
@@ -176,7 +177,7 @@ export function renderSummary(facts: JobsFacts): string {
   ];
   return [
     `Made by \`scripts/bench jobs\` on ${new Date().toISOString().slice(0, 10)}: ${machine(facts.kernel)}.`,
-    `A disk of ${facts.size / MIB} MiB, medians of ${facts.rounds} round(s), every copy verified by its hash.`,
+    `A disk of ${facts.size / MIB} MiB, medians of ${facts.rounds} round(s), every copy verified by its hash. Load at the end: ${loadavg()[0]?.toFixed(1)}.`,
     '',
     table(['what', 'found', 'detail', 'note'], rows),
     '',
