@@ -7,6 +7,7 @@ import { MIB } from '../cells.js';
 import { makeImage } from '../measure.js';
 import { versionOf } from '../servers.js';
 import { JOB_CELLS, type JobCell, LATENCY_CELL, NBDCOPY_TARGETS, nbdcopyCell } from './cells.js';
+import { TooLate } from './job-daemon.js';
 import { type Collected, renderJobsReport, renderSummary } from './report.js';
 import {
   type JobMeasurement,
@@ -170,7 +171,9 @@ class Run {
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
       const told = `${what}: ${text.split('\n')[0]}`;
-      if (error instanceof NotOffered) {
+      // What the peer does not reach is a result; what we do not reach is a failure.
+      const result = error instanceof TooLate && what.startsWith('qemu-storage-daemon, ');
+      if (error instanceof NotOffered || result) {
         if (!skipped.includes(told)) skipped.push(told);
         return;
       }
