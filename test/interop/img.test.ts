@@ -141,3 +141,108 @@ describe('diskferry img resize', () => {
     expect((await stat(path)).size).toBe(8 * MIB);
   });
 });
+
+describe('diskferry img create', () => {
+  it('makes raw images of a size, with their space taken where that is asked for', async () => {
+    const scope = testScope();
+    const dir = await scope.tempDir();
+    const plain = join(dir, 'plain');
+    const made = await img('create', '-f', 'raw', plain, '3M');
+    expect(made).toMatchObject({ code: 0, stderr: '' });
+    expect(await stat(plain)).toMatchObject({ size: 3 * MIB, blocks: 0 });
+    const full = join(dir, 'full');
+    await img('create', '-q', '-o', 'preallocation=falloc', full, '3M');
+    expect((await stat(full)).blocks * 512).toBeGreaterThanOrEqual(3 * MIB);
+  });
+
+  it('refuses what it does not know before it makes anything', async () => {
+    const scope = testScope();
+    const path = join(await scope.tempDir(), 'a.img');
+    for (const [args, text] of [
+      [['-o', 'cluster_size=4k', path, '1M'], 'cluster-size'],
+      [['-f', 'vdi', path, '1M'], "Unknown file format 'vdi'"],
+      [['-b', '/x', '-F', 'raw', path, '1M'], '/x'],
+      [[path], 'needs a size'],
+      [[path, '-1'], "'-1'"],
+    ] as const) {
+      const { code, stderr } = await img('create', ...args);
+      expect(code).toBe(1);
+      expect(stderr).toContain(text);
+      await expect(stat(path)).rejects.toThrow('ENOENT');
+    }
+  });
+});
+
+describe('diskferry img convert', () => {
+  it('copies the content, and leaves holes where there are zeroes', async () => {
+    const scope = testScope();
+    const dir = await scope.tempDir();
+    const source = await sparseImage(join(dir, 'a.img'));
+    const dense = join(dir, 'dense.img');
+    await writeFile(dense, await readFile(source)); // zeroes where the other has holes
+    for (const from of [source, dense]) {
+      const to = `${from}.out`;
+      const theirs = `${from}.ref`;
+      expect(await img('convert', '-f', 'raw', '-O', 'raw', from, to)).toMatchObject({ code: 0 });
+      await qemuImg('convert', '-f', 'raw', '-O', 'raw', from, theirs);
+      expect((await readFile(to)).equals(await readFile(source))).toBe(true);
+      expect((await stat(to)).blocks).toBeLessThanOrEqual((await stat(theirs)).blocks);
+    }
+    const filled = join(dir, 'filled.img');
+    await img('convert', '-S', '0', source, filled);
+    expect((await readFile(filled)).equals(await readFile(source))).toBe(true);
+    expect((await stat(filled)).blocks * 512).toBeGreaterThanOrEqual(8 * MIB);
+  });
+
+  it('writes into exports, and over what an image had before', async () => {
+    const scope = testScope();
+    const target = await serveImage(scope, {
+      size: 8 * MIB + 1536,
+      data: [{ offset: MIB, length: 6 * MIB }],
+    });
+    const source = await sparseImage(join(target.dir, 'a.img'));
+    const done = await img('convert', '-n', '-O', 'raw', source, target.uri);
+    expect(done).toMatchObject({ code: 0, stderr: '' });
+    expect((await readFile(target.path)).equals(await readFile(source))).toBe(true);
+  });
+
+  it('refuses a target that is too small, and one that is the source', async () => {
+    const scope = testScope();
+    const dir = await scope.tempDir();
+    const source = await sparseImage(join(dir, 'a.img'));
+    const before = await readFile(source);
+    const small = join(dir, 'small.img');
+    await img('create', '-q', small, '1M');
+    const refused = await img('convert', '-n', source, small);
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toContain('smaller');
+    const itself = await img('convert', source, source);
+    expect(itself.code).toBe(1);
+    expect((await readFile(source)).equals(before)).toBe(true);
+  });
+});
+
+describe('diskferry img dd', () => {
+  it('copies the blocks that qemu-img copies', async () => {
+    const scope = testScope();
+    const dir = await scope.tempDir();
+    const source = await sparseImage(join(dir, 'a.img'));
+    for (const words of [
+      [],
+      ['bs=1M', 'count=4', 'skip=3'],
+      ['bs=700', 'skip=5'],
+      ['bs=64k', 'count=1000'],
+      ['bs=1M', 'skip=100'],
+    ]) {
+      const ours = join(dir, `ours${words.join('')}`);
+      const theirs = join(dir, `theirs${words.join('')}`);
+      const options = ['dd', '-f', 'raw', '-O', 'raw', ...words, `if=${source}`];
+      expect(await img(...options, `of=${ours}`)).toMatchObject({ code: 0, stderr: '' });
+      await qemuImg(...options, `of=${theirs}`);
+      // qemu-img makes the target a whole number of sectors.
+      const reference = (await readFile(theirs)).subarray(0, (await stat(ours)).size);
+      expect((await readFile(ours)).equals(reference)).toBe(true);
+      expect((await stat(theirs)).size - reference.byteLength).toBeLessThan(512);
+    }
+  });
+});

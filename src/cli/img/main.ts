@@ -2,6 +2,9 @@
 /** `diskferry img`: the commands, one file each. */
 import { BlockError } from '../../base/errors.js';
 import { compare } from './compare.js';
+import { convert } from './convert.js';
+import { create } from './create.js';
+import { dd } from './dd.js';
 import { info } from './info.js';
 import { map } from './map.js';
 import { resize } from './resize.js';
@@ -10,6 +13,10 @@ export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and o
 
   info [-f FMT] [--output human|json] [--backing-chain] [-U] [--image-opts] FILE
   map [-f FMT] [--output human|json] [-s OFFSET] [-l LENGTH] [-U] [--image-opts] FILE
+  create [-f FMT] [-o OPTIONS] [-b BACKING -F FMT] [-u] [-q] FILE [SIZE]
+  convert [-f FMT] [-O FMT] [-o OPTIONS] [-n] [--target-is-zero] [-S SIZE] [-m COUNT] [-W] [-r RATE]
+          [-t CACHE] [-T CACHE] [-p] [-q] [-U] [--image-opts] [--target-image-opts] FILE TARGET
+  dd [-f FMT] [-O FMT] [-U] [--image-opts] [bs=SIZE] [count=N] [skip=N] if=FILE of=TARGET
   compare [-f FMT] [-F FMT] [-T CACHE] [-s] [-p] [-q] [-U] [--image-opts] FILE1 FILE2
   resize [-f FMT] [--preallocation MODE] [--shrink] [-q] [--image-opts] FILE [+|-]SIZE
 
@@ -19,6 +26,9 @@ that is not given is found out by the first bytes.
 
 const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = {
   compare,
+  convert,
+  create,
+  dd,
   info,
   map,
   resize,

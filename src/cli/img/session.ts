@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 /** Images that a command works on: opened as nodes of a graph that lives as long as the command. */
-import { stat } from 'node:fs/promises';
-import { parseNbdTarget } from '../../../protocol/nbd/uri.js';
 import { BlockdevOptions } from '../../../protocol/qapi/block-core-options.js';
 import type { JsonObject } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
-import { BlockError, fromSystemError } from '../../base/errors.js';
+import { BlockError } from '../../base/errors.js';
 import { BlockBackend } from '../../block/backend.js';
+import type { DriverOptions } from '../../block/block-driver.js';
 import { registerDrivers } from '../../block/driver/all.js';
 import { BlockGraph } from '../../block/graph.js';
+import { filenameOptions } from '../../block/image-filename.js';
 import type { BlockNode } from '../../block/node.js';
 import { openNode } from '../../block/open-node.js';
 import {
@@ -55,8 +55,6 @@ export function cacheMode(name: string): CacheMode {
   throw new BlockError('DF_INVALID', `Invalid cache option: ${name}; there are ${known}`);
 }
 
-const SCHEME = /^[a-z+]+:/i;
-
 export class ImageSession {
   readonly graph = new BlockGraph();
   readonly throttleGroups = new ThrottleGroups();
@@ -82,7 +80,9 @@ export class ImageSession {
       const node = await this.#openNode(request);
       const backend = new BlockBackend(`the image '${request.name}'`);
       const write = request.writable === true ? PERM_WRITE | PERM_RESIZE : 0;
-      const permissions = { taken: PERM_CONSISTENT_READ | write, shared: PERM_ALL & ~write };
+      // What changes while it is looked at is no answer to anything, unless one asks for that.
+      const shared = request.forceShare === true ? PERM_ALL : PERM_CONSISTENT_READ;
+      const permissions = { taken: PERM_CONSISTENT_READ | write, shared };
       await this.graph.attach(backend, node, permissions);
       this.#backends.push(backend);
       return backend;
@@ -100,7 +100,7 @@ export class ImageSession {
     const access = accessOptions(request);
     const given = await describedOptions(request);
     if (given !== undefined) return openNode(this.graph, { ...given, ...access });
-    const protocol = await protocolOptions(request.name);
+    const protocol = await filenameOptions(this.graph.drivers, request.name);
     const format = request.format ?? (await this.#probe(protocol, access));
     if (!this.graph.drivers.names.includes(format)) {
       throw new BlockError('DF_NOT_SUPPORTED', `Unknown driver '${format}'`);
@@ -109,7 +109,7 @@ export class ImageSession {
     return openNode(this.graph, validated({ driver: format, file, ...access }));
   }
 
-  async #probe(protocol: JsonObject, access: JsonObject): Promise<string> {
+  async #probe(protocol: DriverOptions, access: JsonObject): Promise<string> {
     const readOnly = { ...access, 'read-only': true };
     const node = await openNode(this.graph, validated({ ...protocol, ...readOnly }));
     const backend = new BlockBackend('looking for its format');
@@ -126,7 +126,8 @@ export class ImageSession {
   }
 }
 
-const validated = (options: JsonObject) => validate(BlockdevOptions, options);
+const validated = (options: DriverOptions) =>
+  validate(BlockdevOptions, options as unknown as JsonObject);
 
 function accessOptions({ writable = false, forceShare, cache }: ImageRequest): JsonObject {
   return {
@@ -145,33 +146,4 @@ async function describedOptions({ name, imageOpts, format }: ImageRequest) {
   }
   if (imageOpts === true) return parseOption(BlockdevOptions, name);
   return validate(BlockdevOptions, parseJson(name.slice('json:'.length)));
-}
-
-/** The node that has the image's bytes. */
-async function protocolOptions(name: string): Promise<JsonObject> {
-  if (/^(nbds?|nbds?\+unix|wss?):/.test(name)) return nbdOptions(name);
-  const path = name.startsWith('file:') ? name.slice('file:'.length) : name;
-  if (path === name && SCHEME.test(name) && !name.includes('/')) {
-    throw new BlockError('DF_NOT_SUPPORTED', `Unknown protocol '${name.split(':', 1)[0]}'`);
-  }
-  try {
-    const found = await stat(path);
-    const device = found.isBlockDevice() || found.isCharacterDevice();
-    return { driver: device ? 'host_device' : 'file', filename: path };
-  } catch (error) {
-    throw fromSystemError(error, `Could not open '${path}'`);
-  }
-}
-
-function nbdOptions(name: string): JsonObject {
-  const { address, exportName, tls } = parseNbdTarget(name);
-  if (tls) throw new BlockError('DF_NOT_SUPPORTED', 'diskferry has no TLS');
-  if (address.type === 'websocket') {
-    throw new BlockError('DF_NOT_SUPPORTED', 'images over WebSocket can only be served');
-  }
-  const server =
-    address.type === 'unix'
-      ? { type: 'unix', path: address.path }
-      : { type: 'inet', host: address.host, port: String(address.port) };
-  return { driver: 'nbd', server, export: exportName };
 }

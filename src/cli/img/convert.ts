@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+/** `diskferry img convert`: copies an image into another format, or to another place. */
+import { BlockError } from '../../base/errors.js';
+import { KIB } from '../../base/limits.js';
+import type { BlockBackend } from '../../block/backend.js';
+import { ProgressBar } from '../progress.js';
+import { COMMON, PROGRESS, parseImgArguments, wordsFor } from './arguments.js';
+import { copyImage } from './copy-image.js';
+import { makeImage } from './new-image.js';
+import { cacheMode, ImageSession } from './session.js';
+import { parseSize } from './sizes.js';
+
+const OPTIONS = {
+  ...COMMON,
+  ...PROGRESS,
+  'output-format': { type: 'string', short: 'O' },
+  'target-image-opts': { type: 'boolean' },
+  'target-is-zero': { type: 'boolean' },
+  'no-create': { type: 'boolean', short: 'n' },
+  options: { type: 'string', short: 'o', multiple: true },
+  'sparse-size': { type: 'string', short: 'S' },
+  cache: { type: 'string', short: 't' },
+  'source-cache': { type: 'string', short: 'T' },
+  'rate-limit': { type: 'string', short: 'r' },
+  'num-coroutines': { type: 'string', short: 'm' },
+  // Requests go out of order anyway.
+  'out-of-order': { type: 'boolean', short: 'W' },
+} as const;
+
+export async function convert(args: string[]): Promise<number> {
+  const { values, positionals } = parseImgArguments(args, OPTIONS);
+  const [name = '', targetName = ''] = wordsFor(positionals, 'two file names', 'two file names');
+  const sparseLength = parseSparse(values['sparse-size'] ?? '4k');
+  const speed = values['rate-limit'] === undefined ? 0 : parseSize(values['rate-limit'], '-r');
+  const requestsMax = parseRequests(values['num-coroutines']);
+  const noCreate = values['no-create'] === true || values['target-image-opts'] === true;
+  if (values['target-is-zero'] === true && !noCreate) {
+    throw new BlockError('DF_INVALID', '--target-is-zero requires use of -n flag');
+  }
+  const { 'output-format': format = 'raw' } = values;
+  return ImageSession.run(async (session) => {
+    const source = await session.open({
+      name,
+      format: values.format,
+      imageOpts: values['image-opts'],
+      forceShare: values['force-share'],
+      cache: cacheMode(values['source-cache'] ?? 'writeback'),
+    });
+    const { size } = source;
+    if (!noCreate) {
+      await makeImage(session, { name: targetName, format, size, options: values.options ?? [] });
+    }
+    const target = await session.open({
+      name: targetName,
+      writable: true,
+      imageOpts: values['target-image-opts'],
+      format: values['target-image-opts'] === true ? undefined : format,
+      cache: cacheMode(values.cache ?? 'unsafe'),
+    });
+    checkRoom(target, size);
+    const bar = new ProgressBar(process.stderr, 'convert');
+    try {
+      await copyImage({
+        ...{ source, target, sparseLength, requestsMax, speed },
+        targetIsZero: !noCreate || values['target-is-zero'] === true,
+        progress: (done, total) => {
+          if (values.progress === true && values.quiet !== true) bar.show(done, total);
+        },
+      });
+    } finally {
+      bar.end();
+    }
+    return 0;
+  });
+}
+
+function checkRoom(target: BlockBackend, size: number): void {
+  if (target.size >= size) return;
+  const text = `the target has ${target.size} bytes, ${size} are needed`;
+  throw new BlockError('DF_INVALID', `output file is smaller than input file: ${text}`);
+}
+
+function parseSparse(text: string): number {
+  const length = parseSize(text, '-S');
+  if (length % 512 === 0 && length <= 512 * KIB) return length;
+  throw new BlockError('DF_INVALID', `-S '${text}': a multiple of 512, up to 512k, or 0`);
+}
+
+function parseRequests(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const count = Number(text);
+  if (/^\d+$/.test(text) && count >= 1 && count <= 16) return count;
+  throw new BlockError('DF_INVALID', `-m '${text}': a number of requests from 1 to 16`);
+}

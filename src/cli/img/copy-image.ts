@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+/** Copies the content of one image into another, status first, several requests in flight. */
+import { alignDown } from '../../base/byte-range.js';
+import { KIB, MIB } from '../../base/limits.js';
+import type { MaybePromise } from '../../base/maybe-promise.js';
+import { RateLimit } from '../../base/rate-limit.js';
+import type { BlockBackend } from '../../block/backend.js';
+import { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
+import { REQ_MAY_UNMAP, STATUS_ZERO } from '../../block/block-driver.js';
+import { isZero } from '../../block/shaped-requests.js';
+import { CopyLoop, type CopyTarget } from '../../job/copy-loop.js';
+
+const CHUNK_LENGTH = 512 * KIB;
+const WINDOW_LENGTH = 8 * MIB;
+const GRANULE = 64 * KIB;
+
+export interface CopyImageOptions {
+  readonly source: BlockBackend;
+  readonly target: BlockBackend;
+  /** Bytes of the source, from where on and how many. Default: all. */
+  readonly offset?: number;
+  readonly length?: number;
+  /** The target reads as zeroes: what is zero is left out. */
+  readonly targetIsZero: boolean;
+  /**
+   * Zeroes of so many bytes in a row become holes, where they begin and end at multiples of it.
+   * 0: everything is written, so that the target has room for it.
+   */
+  readonly sparseLength: number;
+  /** Requests in flight at most. */
+  readonly requestsMax?: number | undefined;
+  /** Bytes a second; 0: no limit. */
+  readonly speed?: number | undefined;
+  readonly progress?: (done: number, total: number) => void;
+}
+
+/** @throws BlockError what reading or writing throws; the target is flushed when it returns */
+export async function copyImage(options: CopyImageOptions): Promise<void> {
+  const { source, target, offset = 0, progress } = options;
+  const size = options.length ?? source.size - offset;
+  const bitmap = new DirtyBitmap({ size, granularity: GRANULE });
+  const sparse = options.sparseLength > 0;
+  await markWanted(bitmap, options, size);
+  let done = size - Math.min(size, bitmap.count);
+  const loop = new CopyLoop({
+    bitmap,
+    size,
+    source: {
+      read: (at, buffer) => source.read(offset + at, buffer),
+      blockStatus: (at, length) => source.blockStatus(offset + at, length),
+      generation: 0,
+    },
+    target: sparse ? sparseTarget(options) : target,
+    rate: new RateLimit(options.speed ?? 0, () => performance.now()),
+    chunkLength: CHUNK_LENGTH,
+    windowLength: WINDOW_LENGTH,
+    unmap: sparse,
+    ...(options.requestsMax !== undefined ? { requestsMax: options.requestsMax } : {}),
+    copied: (length) => {
+      done += length;
+      progress?.(done, size);
+    },
+    failed: () => false,
+  });
+  await loop.run(() => false);
+  await target.flush();
+}
+
+async function markWanted(
+  bitmap: DirtyBitmap,
+  { source, offset = 0, targetIsZero, sparseLength }: CopyImageOptions,
+  size: number,
+): Promise<void> {
+  if (!targetIsZero || sparseLength === 0) {
+    bitmap.setDirty(0, size);
+    return;
+  }
+  for (let at = 0; at < size; ) {
+    const { length, flags } = await source.blockStatus(offset + at, size - at);
+    if ((flags & STATUS_ZERO) === 0) bitmap.setDirty(at, length);
+    at += length;
+  }
+}
+
+/** Writes what is data, and leaves out (or zeroes) runs of zeroes within it. */
+function sparseTarget({ target, targetIsZero, sparseLength }: CopyImageOptions): CopyTarget {
+  const zero = (offset: number, length: number): MaybePromise<void> => {
+    if (!targetIsZero) return target.writeZeroes(offset, length, REQ_MAY_UNMAP);
+  };
+  const write = async (offset: number, buffer: Buffer): Promise<void> => {
+    for (const { start, end, isData } of runs(offset, buffer, sparseLength)) {
+      const part = buffer.subarray(start, end);
+      await (isData ? target.write(offset + start, part) : zero(offset + start, end - start));
+    }
+  };
+  return { write, writeZeroes: (offset, length) => zero(offset, length) };
+}
+
+interface Run {
+  /** Indices in the buffer. */
+  readonly start: number;
+  readonly end: number;
+  readonly isData: boolean;
+}
+
+/** Units of the target that are alike, one after the other, joined. */
+function runs(offset: number, buffer: Buffer, unit: number): Run[] {
+  const found: Run[] = [];
+  const length = buffer.byteLength;
+  for (let at = 0; at < length; ) {
+    const end = Math.min(length, alignDown(offset + at, unit) + unit - offset);
+    const isData = !isZero(buffer.subarray(at, end));
+    const last = found.at(-1);
+    if (last !== undefined && last.isData === isData) found[found.length - 1] = { ...last, end };
+    else found.push({ start: at, end, isData });
+    at = end;
+  }
+  return found;
+}

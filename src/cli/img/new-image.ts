@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+/** Images that a command makes: `create`, and the targets of `convert` and `dd`. */
+import { BlockdevCreateOptions } from '../../../protocol/qapi/block-create.js';
+import type { JsonObject, JsonValue } from '../../../protocol/qapi/types.js';
+import { validate } from '../../../protocol/qapi/validate.js';
+import { BlockError } from '../../base/errors.js';
+import type { DriverOptions } from '../../block/block-driver.js';
+import { createImage } from '../../block/create-image.js';
+import { filenameOptions } from '../../block/image-filename.js';
+import { parseKeyval } from '../../daemon/keyval.js';
+import type { ImageSession } from './session.js';
+
+export interface NewImage {
+  readonly name: string;
+  readonly format: string;
+  /** Bytes. */
+  readonly size: number;
+  /** Options of the format as text: `-o key=value,...`, several of them one after the other. */
+  readonly options: readonly string[];
+  readonly backing?: { readonly file: string; readonly format: string } | undefined;
+}
+
+/** Where qemu-img calls an option otherwise than blockdev-create. */
+const OTHER_VALUES: Readonly<Record<string, Readonly<Record<string, readonly [string, string]>>>> =
+  {
+    compat: {
+      '0.10': ['version', 'v2'],
+      v2: ['version', 'v2'],
+      '1.1': ['version', 'v3'],
+      v3: ['version', 'v3'],
+    },
+  };
+
+/**
+ * Makes the image. What it does not know of the options it refuses before anything is made.
+ * @throws BlockError, QapiInputError
+ */
+export async function makeImage(session: ImageSession, image: NewImage): Promise<void> {
+  const { graph } = session;
+  const { signal } = new AbortController();
+  const protocol = await filenameOptions(graph.drivers, image.name);
+  if (graph.drivers.get(String(protocol.driver)).create === undefined) {
+    throw new BlockError(
+      'DF_NOT_SUPPORTED',
+      `Protocol driver '${String(protocol.driver)}' does not support image creation`,
+    );
+  }
+  const own = ownOptions(image);
+  if (image.format === 'raw') {
+    if (image.backing !== undefined) {
+      throw new BlockError('DF_NOT_SUPPORTED', "Backing file not supported for file format 'raw'");
+    }
+    const file = { driver: protocol.driver, filename: protocol.filename, size: image.size, ...own };
+    await createImage(graph, checked(file), signal);
+    return;
+  }
+  if (!graph.drivers.names.includes(image.format)) {
+    throw new BlockError('DF_INVALID', `Unknown file format '${image.format}'`);
+  }
+  const { backing } = image;
+  const options = checked({
+    driver: image.format,
+    file: { driver: protocol.driver, filename: protocol.filename } as JsonValue,
+    size: image.size,
+    ...own,
+    ...(backing !== undefined
+      ? { 'backing-file': backing.file, 'backing-fmt': backing.format }
+      : {}),
+  });
+  const { driver, filename } = protocol;
+  await createImage(graph, checked({ driver, filename, size: 0 }), signal);
+  await createImage(graph, options, signal);
+}
+
+function checked(options: DriverOptions): DriverOptions {
+  return validate(BlockdevCreateOptions, options as unknown as JsonObject, { keyval: true });
+}
+
+/** Spelling and values of qemu-img turned into those of blockdev-create. */
+function ownOptions({ options }: NewImage): DriverOptions {
+  const own: Record<string, unknown> = {};
+  for (const text of options) {
+    const { tree } = parseKeyval(text.replaceAll(/(^|,)([a-z0-9_.]+)=/g, dashes));
+    for (const [key, value] of Object.entries(tree)) {
+      const known = OTHER_VALUES[key];
+      if (known === undefined) {
+        own[key] = value;
+        continue;
+      }
+      const other = Object.hasOwn(known, String(value)) ? known[String(value)] : undefined;
+      if (other === undefined) {
+        throw new BlockError('DF_INVALID', `Invalid value '${String(value)}' of option '${key}'`);
+      }
+      own[other[0]] = other[1];
+    }
+  }
+  return own;
+}
+
+const dashes = (_match: string, before: string, key: string): string =>
+  `${before}${key.replaceAll('_', '-')}=`;
