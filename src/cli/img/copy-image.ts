@@ -9,6 +9,7 @@ import { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
 import { REQ_MAY_UNMAP, STATUS_ZERO } from '../../block/block-driver.js';
 import { isZero } from '../../block/shaped-requests.js';
 import { CopyLoop, type CopyTarget } from '../../job/copy-loop.js';
+import { COPY_WINDOW_MAX } from '../../job/copy-window.js';
 
 const CHUNK_LENGTH = 512 * KIB;
 const WINDOW_LENGTH = 8 * MIB;
@@ -54,6 +55,7 @@ export async function copyImage(options: CopyImageOptions): Promise<void> {
     rate: new RateLimit(options.speed ?? 0, () => performance.now()),
     chunkLength: CHUNK_LENGTH,
     windowLength: WINDOW_LENGTH,
+    windowLengthMax: COPY_WINDOW_MAX,
     unmap: sparse,
     ...(options.requestsMax !== undefined ? { requestsMax: options.requestsMax } : {}),
     copied: (length) => {
