@@ -20,6 +20,7 @@ const BLOCK_FILES = ['src/base', 'src/block'];
 const LAYERS: readonly Layer[] = [
   { folder: 'protocol', may: [] },
   { folder: 'protocol/nbd', may: ['protocol'] },
+  { folder: 'protocol/luks', may: [] },
   { folder: 'protocol/qapi', may: ['protocol'] },
   { folder: 'src/base', may: [], packages: ['pino', 'pino-pretty'] },
   { folder: 'src/sys', may: ['src/base'], packages: ['koffi'] },
@@ -31,6 +32,7 @@ const LAYERS: readonly Layer[] = [
   { folder: 'src/block', may: ['src/base', 'src/block/bitmap', 'src/block/throttle'] },
   { folder: 'src/block/bitmap', may: BLOCK_FILES },
   { folder: 'src/block/throttle', may: BLOCK_FILES },
+  { folder: 'src/block/crypto', may: [...BLOCK_FILES, 'protocol/luks'] },
   { folder: 'src/block/driver', may: [...BLOCK_FILES, 'src/sys'] },
   { folder: 'src/block/driver/all.ts', may: ['src/base', 'src/block', 'src/sys'] },
   { folder: 'src/block/driver/nbd.ts', may: [...BLOCK_FILES, 'src/nbd/client', 'protocol/nbd'] },

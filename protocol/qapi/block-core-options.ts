@@ -70,6 +70,7 @@ export const BlockdevDriver = enumeration('BlockdevDriver', {
     'copy-on-read': 'filter that copies what is read from a backing node into its overlay',
     file: 'a regular file',
     host_device: 'a block device of the host',
+    luks: 'an encrypted disk, LUKS version 1',
     nbd: 'an export of an NBD server',
     'null-aio': 'stores nothing, answers later',
     'null-co': 'stores nothing, answers at once',
@@ -120,6 +121,14 @@ export const BlockdevOptionsNull = struct('BlockdevOptionsNull', {
 export const BlockdevOptionsGenericFormat = struct('BlockdevOptionsGenericFormat', {
   doc: 'A node above one other.',
   members: { file: required(BlockdevRef, 'the node below') },
+});
+
+export const BlockdevOptionsLUKS = struct('BlockdevOptionsLUKS', {
+  doc: 'An encrypted disk.',
+  base: BlockdevOptionsGenericFormat,
+  members: {
+    'key-secret': optional(str, 'id of the secret object that has the passphrase; needed'),
+  },
 });
 
 export const BlockdevOptionsPreallocate = struct('BlockdevOptionsPreallocate', {
@@ -306,6 +315,7 @@ export const BlockdevOptions = union('BlockdevOptions', {
     'copy-on-read': BlockdevOptionsCor,
     file: BlockdevOptionsFile,
     host_device: BlockdevOptionsFile,
+    luks: BlockdevOptionsLUKS,
     nbd: BlockdevOptionsNbd,
     'null-aio': BlockdevOptionsNull,
     'null-co': BlockdevOptionsNull,

@@ -3,6 +3,7 @@
 import { BlockDirtyInfo } from './bitmaps.js';
 import { BlockPermission } from './blkdebug.js';
 import { BlockdevDetectZeroesOptions, BlockdevDriver } from './block-core-options.js';
+import { QCryptoBlockInfoLUKS } from './crypto.js';
 import {
   array,
   bool,
@@ -19,6 +20,23 @@ import {
 } from './define.js';
 import type { AnyType } from './types.js';
 
+export const ImageInfoSpecificKind = enumeration('ImageInfoSpecificKind', {
+  doc: 'Formats that tell more than others.',
+  values: { luks: 'an encrypted disk' },
+});
+
+export const ImageInfoSpecificLUKSWrapper = struct('ImageInfoSpecificLUKSWrapper', {
+  doc: 'Of an encrypted disk.',
+  members: { data: required(QCryptoBlockInfoLUKS, 'how it is encrypted') },
+});
+
+export const ImageInfoSpecific = union('ImageInfoSpecific', {
+  doc: 'What only some formats have.',
+  members: { type: required(ImageInfoSpecificKind, 'the format') },
+  discriminator: 'type',
+  branches: { luks: ImageInfoSpecificLUKSWrapper },
+});
+
 export interface ImageInfoBox {
   readonly type: typeof ImageInfo;
 }
@@ -31,6 +49,7 @@ export const ImageInfo = struct('ImageInfo', {
     'actual-size': optional(int, 'bytes that it takes of its medium'),
     'virtual-size': required(int, 'bytes that it shows'),
     'cluster-size': optional(int, 'bytes that are allocated together'),
+    encrypted: optional(bool, 'its data is encrypted', { default: 'false' }),
     'backing-filename': optional(str, 'its backing file, as noted in it'),
     'full-backing-filename': optional(str, 'its backing file, with its whole path'),
     'backing-filename-format': optional(str, 'the format of its backing file'),
@@ -38,6 +57,7 @@ export const ImageInfo = struct('ImageInfo', {
       lazy<ImageInfoBox>((): AnyType => ImageInfo),
       'its backing image',
     ),
+    'format-specific': optional(ImageInfoSpecific, 'what only its format has'),
   },
 });
 

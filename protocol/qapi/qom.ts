@@ -80,9 +80,37 @@ export const ThrottleGroupProperties = struct('ThrottleGroupProperties', {
   },
 });
 
+export const QCryptoSecretFormat = enumeration('QCryptoSecretFormat', {
+  doc: 'How a secret is written.',
+  values: { raw: 'as it is', base64: 'in base64, for any bytes' },
+});
+
+export const SecretCommonProperties = struct('SecretCommonProperties', {
+  doc: 'How a secret is to be read.',
+  members: {
+    format: optional(QCryptoSecretFormat, 'how it is written', { default: 'raw' }),
+    keyid: optional(str, 'id of the secret, of 32 bytes, that it is encrypted with (AES-256-CBC)', {
+      default: 'it is not encrypted',
+    }),
+    iv: optional(str, 'the initialization vector, base64; needed with keyid'),
+  },
+});
+
+export const SecretProperties = struct('SecretProperties', {
+  doc: 'A passphrase or key; either data or file is given. No query tells it.',
+  base: SecretCommonProperties,
+  members: {
+    data: optional(str, 'the secret'),
+    file: optional(str, 'path of a file that has it'),
+  },
+});
+
 export const ObjectType = enumeration('ObjectType', {
   doc: 'Kinds of objects.',
-  values: { 'throttle-group': 'limits of speed, for throttle nodes' },
+  values: {
+    secret: 'a passphrase or key, for encrypted images',
+    'throttle-group': 'limits of speed, for throttle nodes',
+  },
 });
 
 export const ObjectOptions = union('ObjectOptions', {
@@ -92,7 +120,7 @@ export const ObjectOptions = union('ObjectOptions', {
     id: required(str, 'its id'),
   },
   discriminator: 'qom-type',
-  branches: { 'throttle-group': ThrottleGroupProperties },
+  branches: { secret: SecretProperties, 'throttle-group': ThrottleGroupProperties },
 });
 
 export const OBJECT_ADD = defineCommand({

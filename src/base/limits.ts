@@ -197,3 +197,15 @@ export const NBD_POLL_BACKOFF_MAX = 1024;
 
 /** Reply bytes that the kernel holds for a client on a UNIX socket, whose default is 208 KiB. */
 export const NBD_UNIX_SEND_BUFFER = 1 * MIB;
+
+/** Bytes that are encrypted in one go: what stays in the cache between the steps. */
+export const CRYPTO_SLICE_LENGTH = 32 * KIB;
+/** Bytes after whose encryption the event loop gets its turn. */
+export const CRYPTO_TURN_LENGTH = 256 * KIB;
+/**
+ * Iterations of key derivation that a LUKS header may ask for; it may come from anybody. A minute or
+ * so of one thread; what cryptsetup and QEMU write takes one or two seconds.
+ */
+export const LUKS_ITERATIONS_MAX = 100_000_000;
+/** Longest secret, from a file or an option, bytes. */
+export const SECRET_LENGTH_MAX = 1 * MIB;

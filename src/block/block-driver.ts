@@ -127,6 +127,8 @@ export interface BlockDriver {
   readonly size: number;
   /** True when the medium turned out not to be writable and `auto-read-only` accepted that. */
   readonly readOnly?: boolean;
+  /** True for an image whose data is encrypted. */
+  readonly encrypted?: boolean;
 
   /**
    * Reads exactly `buffer.byteLength` bytes at `offset`; aligned and in range. Bytes past the
@@ -159,7 +161,10 @@ export interface BlockDriver {
   readonly flushesChildren?: boolean;
   /** Status of a prefix of the range, at this layer alone. Absent: all data. */
   blockStatus?(offset: number, length: number): MaybePromise<Extent>;
-  /** Changes the size. Bytes gained read as zeroes. `exact` false: a larger node is fine. */
+  /**
+   * Changes the size. Bytes gained read as zeroes, but for an encrypted image, where they are
+   * arbitrary. `exact` false: a larger node is fine.
+   */
   truncate?(size: number, options: TruncateOptions): Promise<void>;
 
   /**

@@ -5,6 +5,7 @@ import { BLOCK_IO_ERROR } from '../../protocol/qapi/block-core.js';
 import { errnoName, toError } from '../base/errors.js';
 import { NBD_UNIX_SEND_BUFFER, SHUTDOWN_STEP_MS } from '../base/limits.js';
 import { type Logger, subjectLog } from '../base/log.js';
+import { Secrets } from '../block/crypto/secrets.js';
 import { registerDrivers } from '../block/driver/all.js';
 import { BlockGraph } from '../block/graph.js';
 import { openNode } from '../block/open-node.js';
@@ -44,6 +45,7 @@ export class Daemon {
   readonly graph = new BlockGraph();
   readonly jobs = new JobRegistry();
   readonly throttleGroups = new ThrottleGroups();
+  readonly secrets = new Secrets();
   readonly events = new EventHub();
   readonly registry = new CommandRegistry(QAPI_COMMANDS);
   readonly chardevs: ChardevSet;
@@ -58,7 +60,7 @@ export class Daemon {
     this.#logger = logger;
     this.chardevs = new ChardevSet({ stdio });
     this.nbd = new NbdService(this.graph, (fd) => setSendBuffer(fd, NBD_UNIX_SEND_BUFFER));
-    registerDrivers(this.graph, this.throttleGroups);
+    registerDrivers(this.graph, this.throttleGroups, this.secrets);
     this.#registerCommands(onQuit);
     this.#observe();
   }
@@ -89,7 +91,7 @@ export class Daemon {
         });
         return;
       case 'object':
-        addObject(this.throttleGroups, action.options);
+        await addObject(this, action.options);
     }
   }
 
@@ -180,7 +182,7 @@ export class Daemon {
     registerTransaction(registry, { graph, jobs });
     registerJobs(registry, jobs);
     registerBlockJobs(registry, jobs);
-    registerQom(registry, this.throttleGroups);
+    registerQom(registry, this);
     registerRunState(registry, { exported: nbd.exported, events });
     emitJobEvents(jobs, events);
     const missing = registry.missing();

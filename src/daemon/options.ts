@@ -77,7 +77,7 @@ export function parseCommandLine(args: readonly string[], versionText: string): 
     if (name === 'help') return { kind: 'print', text: HELP_TEXT };
     if (name === 'version') return { kind: 'print', text: versionText };
   }
-  for (const argument of given) {
+  for (const argument of given.map(withoutSecret)) {
     try {
       if (argument.name === 'daemonize') daemonize = true;
       else if (argument.name === 'pidfile') pidfile = argument.value;
@@ -120,6 +120,13 @@ function parseAction({ name, value, place }: Argument): OptionAction {
   }
 }
 
+/** What stands in front of errors, which end in logs, must not have a secret in it. */
+function withoutSecret(argument: Argument): Argument {
+  const { name, value } = argument;
+  if (name !== 'object' || !value.includes('secret')) return argument;
+  return { ...argument, place: '--object secret,...' };
+}
+
 function parseLogLevel(text: string): LogLevel {
   if (isLogLevel(text)) return text;
   const choices = LOG_LEVELS.join(', ');
@@ -136,7 +143,7 @@ function objectHelp({ name, value }: Argument): string | undefined {
     const kinds = Object.keys(ObjectOptions.branches).map((kind) => `  ${kind}\n`);
     return `List of user creatable objects:\n${kinds.join('')}`;
   }
-  const branches: Readonly<Record<string, (typeof ObjectOptions.branches)['throttle-group']>> =
+  const branches: Readonly<Record<string, Parameters<typeof membersOf>[0]>> =
     ObjectOptions.branches;
   const branch = typeof type === 'string' && Object.hasOwn(branches, type) && branches[type];
   if (!branch) {

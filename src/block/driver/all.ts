@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Registers each driver and filter, one line each. */
+
+import type { Secrets } from '../crypto/secrets.js';
 import { blkdebugDefinition } from '../filter/blkdebug/driver.js';
 import { blklogwritesDefinition } from '../filter/blklogwrites.js';
 import { blkverifyDefinition } from '../filter/blkverify.js';
@@ -12,12 +14,16 @@ import { createThrottleDriver } from '../filter/throttle.js';
 import type { BlockGraph } from '../graph.js';
 import type { ThrottleGroups } from '../throttle/throttle-groups.js';
 import { fileDriver, hostDeviceDriver } from './file/driver.js';
+import { createLuksDriver } from './luks.js';
 import { nbdDefinition } from './nbd.js';
 import { nullAioDriver, nullCoDriver } from './null.js';
 import { rawDriver } from './raw.js';
 
-/** @param groups where throttle nodes find the group that they name */
-export function registerDrivers(graph: BlockGraph, groups: ThrottleGroups): void {
+/**
+ * @param groups where throttle nodes find the group that they name
+ * @param secrets where encrypted images find the secret that they name
+ */
+export function registerDrivers(graph: BlockGraph, groups: ThrottleGroups, secrets: Secrets): void {
   const { drivers } = graph;
   drivers.register(fileDriver);
   drivers.register(hostDeviceDriver);
@@ -25,6 +31,7 @@ export function registerDrivers(graph: BlockGraph, groups: ThrottleGroups): void
   drivers.register(nullCoDriver);
   drivers.register(nullAioDriver);
   drivers.register(nbdDefinition);
+  drivers.register(createLuksDriver(secrets));
   drivers.register(createThrottleDriver((name) => groups.find(name)));
   drivers.register(createCopyOnReadDriver((name) => graph.find(name)));
   drivers.register(createCopyBeforeWriteDriver((name) => graph.find(name)));

@@ -6,6 +6,7 @@ import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
 import { BlockBackend } from '../../block/backend.js';
 import type { DriverOptions } from '../../block/block-driver.js';
+import { Secrets } from '../../block/crypto/secrets.js';
 import { registerDrivers } from '../../block/driver/all.js';
 import { BlockGraph } from '../../block/graph.js';
 import { filenameOptions } from '../../block/image-filename.js';
@@ -58,10 +59,11 @@ export function cacheMode(name: string): CacheMode {
 export class ImageSession {
   readonly graph = new BlockGraph();
   readonly throttleGroups = new ThrottleGroups();
+  readonly secrets = new Secrets();
   readonly #backends: BlockBackend[] = [];
 
   constructor() {
-    registerDrivers(this.graph, this.throttleGroups);
+    registerDrivers(this.graph, this.throttleGroups, this.secrets);
   }
 
   /** Runs a command with a session of its own, which is closed whatever happens. */

@@ -2,12 +2,14 @@
 /** Nodes as queries show them, field by field as QEMU does. @see qapi BlockDeviceInfo, ImageInfo */
 
 import type { BlockDirtyInfo } from '../../../protocol/qapi/bitmaps.js';
-import type {
-  BlockDeviceInfo,
-  BlockInfo,
-  ImageInfo,
+import {
+  type BlockDeviceInfo,
+  type BlockInfo,
+  type ImageInfo,
+  ImageInfoSpecific,
 } from '../../../protocol/qapi/block-nodes-info.js';
-import type { Output } from '../../../protocol/qapi/types.js';
+import type { JsonObject, Output } from '../../../protocol/qapi/types.js';
+import { validate } from '../../../protocol/qapi/validate.js';
 import type { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
 import type { BlockNode } from '../../block/node.js';
 
@@ -32,7 +34,7 @@ export async function describeNode(
     drv: node.driver.name,
     ...(backing !== undefined ? { backing_file: backing.driver.filename } : {}),
     backing_file_depth: backingDepth(node),
-    encrypted: false,
+    encrypted: node.driver.encrypted === true,
     detect_zeroes: node.options.detectZeroes,
     ...NO_THROTTLE,
     image: await describeImage(node, options),
@@ -58,14 +60,25 @@ export async function describeImage(
   const backing = node.children.get('backing')?.node;
   const nested = backing !== undefined && !options.flat;
   const allocated = await allocatedSize(node);
+  const specific = await specificInfo(node);
   return {
     filename: node.driver.filename,
     format: node.driver.name,
     'virtual-size': node.size,
     ...(allocated !== undefined ? { 'actual-size': allocated } : {}),
+    ...(node.driver.encrypted === true ? { encrypted: true } : {}),
+    ...(specific !== undefined ? { 'format-specific': specific } : {}),
     ...(backing !== undefined ? { 'backing-filename': backing.driver.filename } : {}),
     ...(nested ? { 'backing-image': await describeImage(backing, options) } : {}),
   };
+}
+
+/** What the driver tells of its format, checked: it has its own idea of the schema. */
+async function specificInfo(
+  node: BlockNode,
+): Promise<Output<typeof ImageInfoSpecific> | undefined> {
+  const told = await node.driver.specificInfo?.();
+  return told === undefined ? undefined : validate(ImageInfoSpecific, told as JsonObject);
 }
 
 /**

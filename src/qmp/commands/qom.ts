@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-/** Objects that nodes refer to, as QEMU's object model shows them. Throttle groups are the only kind. */
+/** Objects that nodes refer to, as QEMU's object model shows them: throttle groups and secrets. */
 import * as qapi from '../../../protocol/qapi/qom.js';
 import type { ArgumentsOf, JsonValue } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
+import type { Secrets } from '../../block/crypto/secrets.js';
 import { LIMIT_NAMES } from '../../block/throttle/throttle-config.js';
-import type { ThrottleGroup } from '../../block/throttle/throttle-group.js';
 import {
   getThrottleProperty,
   setThrottleProperty,
@@ -13,108 +13,164 @@ import {
 } from '../../block/throttle/throttle-groups.js';
 import type { CommandRegistry } from '../registry.js';
 
+/** Where objects are, by kind; ids are unique over all of them. */
+export interface ObjectStores {
+  readonly throttleGroups: ThrottleGroups;
+  readonly secrets: Secrets;
+}
+
 interface Property {
   readonly name: string;
   readonly type: string;
 }
 
+type ObjectType = ArgumentsOf<typeof qapi.OBJECT_ADD>['qom-type'];
+
 const TYPE_PROPERTY: Property = { name: 'type', type: 'string' };
-const GROUP_PROPERTIES: readonly Property[] = [
-  TYPE_PROPERTY,
-  { name: 'limits', type: 'ThrottleLimits' },
-  ...LIMIT_NAMES.map((name) => ({ name: `x-${name}`, type: 'int' })),
-];
+const PROPERTIES: Readonly<Record<ObjectType, readonly Property[]>> = {
+  'throttle-group': [
+    TYPE_PROPERTY,
+    { name: 'limits', type: 'ThrottleLimits' },
+    ...LIMIT_NAMES.map((name) => ({ name: `x-${name}`, type: 'int' })),
+  ],
+  secret: [
+    TYPE_PROPERTY,
+    { name: 'iv', type: 'string' },
+    { name: 'keyid', type: 'string' },
+    { name: 'loaded', type: 'bool' },
+    { name: 'format', type: 'QCryptoSecretFormat' },
+    { name: 'file', type: 'string' },
+    { name: 'data', type: 'string' },
+  ],
+};
 
 /** Kinds of objects, with what they are special cases of. */
 const TYPES = [
   { name: 'object', abstract: true },
   { name: 'container', parent: 'object' },
+  { name: 'secret_common', parent: 'object', abstract: true },
+  { name: 'secret', parent: 'secret_common' },
   { name: 'throttle-group', parent: 'object' },
 ] as const;
 
-export function registerQom(registry: CommandRegistry, groups: ThrottleGroups): void {
-  registry.register(qapi.OBJECT_ADD, (options) => addObject(groups, options));
-  registry.register(qapi.OBJECT_DEL, ({ id }) => groups.remove(id));
-  registry.register(qapi.QOM_LIST, ({ path }) => listObject(groups, path));
-  registry.register(qapi.QOM_GET, ({ path, property }) => getProperty(groups, path, property));
+export function registerQom(registry: CommandRegistry, stores: ObjectStores): void {
+  registry.register(qapi.OBJECT_ADD, (options) => addObject(stores, options));
+  registry.register(qapi.OBJECT_DEL, ({ id }) => removeObject(stores, id));
+  registry.register(qapi.QOM_LIST, ({ path }) => listObject(stores, path));
+  registry.register(qapi.QOM_GET, ({ path, property }) => getProperty(stores, path, property));
   registry.register(qapi.QOM_SET, ({ path, property, value }) =>
-    setProperty(groups, path, property, value),
+    setProperty(stores, path, property, value),
   );
   registry.register(qapi.QOM_LIST_TYPES, ({ implements: base, abstract = false }) =>
     TYPES.filter((type) => abstract || !('abstract' in type)).filter(
-      (type) => base === undefined || type.name === base || isA(type, base),
+      (type) => base === undefined || isA(type.name, base),
     ),
   );
 }
 
-/** What `object-add` and `--object` do. @throws BlockError DF_EXISTS, DF_INVALID */
-export function addObject(
-  groups: ThrottleGroups,
+/** What `object-add` and `--object` do. @throws BlockError DF_EXISTS, DF_INVALID, DF_NOT_FOUND */
+export async function addObject(
+  stores: ObjectStores,
   options: ArgumentsOf<typeof qapi.OBJECT_ADD>,
-): void {
+): Promise<void> {
   checkObjectId(options.id);
-  if (groups.find(options.id) !== undefined) {
-    throw new BlockError(
-      'DF_EXISTS',
-      `attempt to add duplicate property '${options.id}' to object (type 'container')`,
-    );
+  if (typeOf(stores, options.id) !== undefined) throw duplicate(options.id);
+  if (options['qom-type'] === 'secret') {
+    const secret = await stores.secrets.load(options);
+    // Another monitor may have been quicker while a file was read.
+    if (typeOf(stores, options.id) !== undefined) throw duplicate(options.id);
+    stores.secrets.add(options.id, secret);
+    return;
   }
   const { 'qom-type': _type, id, ...properties } = options;
-  groups.add(id, properties);
+  stores.throttleGroups.add(id, properties);
 }
 
-const isA = (type: (typeof TYPES)[number], base: string): boolean =>
-  'parent' in type && type.parent === base;
+function removeObject(stores: ObjectStores, id: string): void {
+  if (!stores.secrets.remove(id)) stores.throttleGroups.remove(id);
+}
+
+function isA(name: string, base: string): boolean {
+  if (name === base) return true;
+  const type = TYPES.find((candidate) => candidate.name === name);
+  return type !== undefined && 'parent' in type && isA(type.parent, base);
+}
 
 function checkObjectId(id: string): void {
   if (/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) return;
   throw new BlockError('DF_INVALID', "Parameter 'id' expects an identifier");
 }
 
-type Found = { readonly group: ThrottleGroup } | { readonly container: 'root' | 'objects' };
+function duplicate(id: string): BlockError {
+  const message = `attempt to add duplicate property '${id}' to object (type 'container')`;
+  return new BlockError('DF_EXISTS', message);
+}
+
+function typeOf({ throttleGroups, secrets }: ObjectStores, id: string): ObjectType | undefined {
+  if (secrets.has(id)) return 'secret';
+  return throttleGroups.find(id) === undefined ? undefined : 'throttle-group';
+}
+
+type Found =
+  | { readonly type: ObjectType; readonly id: string }
+  | { readonly type: 'container'; readonly id: 'root' | 'objects' };
 
 /** @throws BlockError DF_NODE_NOT_FOUND (DeviceNotFound), as QEMU has it */
-function find(groups: ThrottleGroups, path: string): Found {
-  if (path === '/') return { container: 'root' };
-  if (path === '/objects' || path === 'objects') return { container: 'objects' };
+function find(stores: ObjectStores, path: string): Found {
+  if (path === '/') return { type: 'container', id: 'root' };
+  if (path === '/objects' || path === 'objects') return { type: 'container', id: 'objects' };
   const id = path.startsWith('/objects/') ? path.slice('/objects/'.length) : path;
-  const group = groups.find(id);
-  if (group === undefined) throw new BlockError('DF_NODE_NOT_FOUND', `Device '${path}' not found`);
-  return { group };
+  const type = typeOf(stores, id);
+  if (type === undefined) throw new BlockError('DF_NODE_NOT_FOUND', `Device '${path}' not found`);
+  return { type, id };
 }
 
-function listObject(groups: ThrottleGroups, path: string): Property[] {
-  const found = find(groups, path);
-  if ('group' in found) return [...GROUP_PROPERTIES];
-  if (found.container === 'root') {
+function listObject(stores: ObjectStores, path: string): Property[] {
+  const found = find(stores, path);
+  if (found.type !== 'container') return [...PROPERTIES[found.type]];
+  if (found.id === 'root') {
     return [TYPE_PROPERTY, { name: 'objects', type: 'child<container>' }];
   }
-  const children = groups.all.map(({ name }) => ({ name, type: 'child<throttle-group>' }));
-  return [TYPE_PROPERTY, ...children];
+  const groups = stores.throttleGroups.all.map(({ name }) => name);
+  return [
+    TYPE_PROPERTY,
+    ...stores.secrets.ids.map((name) => ({ name, type: 'child<secret>' })),
+    ...groups.map((name) => ({ name, type: 'child<throttle-group>' })),
+  ];
 }
 
-function getProperty(groups: ThrottleGroups, path: string, property: string): JsonValue {
-  const found = find(groups, path);
-  const type = 'group' in found ? 'throttle-group' : 'container';
+function getProperty(stores: ObjectStores, path: string, property: string): JsonValue {
+  const { type, id } = find(stores, path);
   if (property === 'type') return type;
-  const value = 'group' in found ? getThrottleProperty(found.group, property) : undefined;
-  if (value === undefined) throw noProperty(type, property);
-  return value as JsonValue;
+  const value = type === 'secret' ? secretProperty(stores, id, property) : undefined;
+  if (value !== undefined) return value;
+  const group = type === 'throttle-group' ? stores.throttleGroups.find(id) : undefined;
+  const limit = group === undefined ? undefined : getThrottleProperty(group, property);
+  if (limit === undefined) throw noProperty(type, property);
+  return limit as JsonValue;
 }
 
-function setProperty(
-  groups: ThrottleGroups,
-  path: string,
-  property: string,
-  value: JsonValue,
-): void {
-  const found = find(groups, path);
-  if (!('group' in found)) throw noProperty('container', property);
-  if (getThrottleProperty(found.group, property) === undefined) {
-    throw noProperty('throttle-group', property);
+/** All but the secret itself, which QEMU does tell. */
+function secretProperty(stores: ObjectStores, id: string, property: string): JsonValue | undefined {
+  if (property === 'loaded') return true;
+  if (property === 'data') {
+    throw new BlockError('DF_ACCESS', "Property 'secret.data' is not readable");
+  }
+  const description: Readonly<Record<string, JsonValue>> = { ...stores.secrets.describe(id) };
+  return Object.hasOwn(description, property) ? description[property] : undefined;
+}
+
+function setProperty(stores: ObjectStores, path: string, property: string, value: JsonValue): void {
+  const { type, id } = find(stores, path);
+  if (type === 'secret' && PROPERTIES.secret.some(({ name }) => name === property)) {
+    throw new BlockError('DF_INVALID', `Property 'secret.${property}' is not writable`);
+  }
+  const group = type === 'throttle-group' ? stores.throttleGroups.find(id) : undefined;
+  if (group === undefined || getThrottleProperty(group, property) === undefined) {
+    throw noProperty(type, property);
   }
   const limits = property === 'limits' ? validate(qapi.ThrottleLimits, value) : {};
-  setThrottleProperty(found.group, property, limits);
+  setThrottleProperty(group, property, limits);
 }
 
 function noProperty(type: string, property: string): BlockError {
