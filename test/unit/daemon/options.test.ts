@@ -79,9 +79,17 @@ describe('command line of diskferryd', () => {
     expect(parseCommandLine(['--help'], 'v1')).toMatchObject({ kind: 'print' });
   });
 
+  it('names a secret that it refuses without what is in it', () => {
+    for (const rest of ['data=S3cret,format=hex', 'data=S3cret,x=y', 'data=S3cret,file']) {
+      const parse = () => parseCommandLine(['--object', `secret,id=s,${rest}`], '');
+      expect(parse).toThrow('--object secret,...: ');
+      expect(parse).not.toThrow('S3cret');
+    }
+  });
+
   it('lists objects and their properties', () => {
     expect(parseCommandLine(['--object', 'help'], '')).toEqual({
-      ...{ kind: 'print', text: 'List of user creatable objects:\n  throttle-group\n' },
+      ...{ kind: 'print', text: 'List of user creatable objects:\n  secret\n  throttle-group\n' },
     });
     expect(parseCommandLine(['--object', 'throttle-group,help'], '')).toMatchObject({
       text: expect.stringContaining('limits: '),
