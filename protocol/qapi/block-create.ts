@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: MIT
 /** Making images. @see QEMU's qapi/block-core.json, BlockdevCreateOptions */
-import { BlockdevDriver } from './block-core-options.js';
+import { BlockdevDriver, BlockdevRef } from './block-core-options.js';
+import {
+  QCryptoCipherAlgorithm,
+  QCryptoCipherMode,
+  QCryptoHashAlgorithm,
+  QCryptoIVGenAlgorithm,
+} from './crypto.js';
 import {
   defineCommand,
   enumeration,
+  int,
   optional,
   required,
   size,
@@ -33,11 +40,51 @@ export const BlockdevCreateOptionsFile = struct('BlockdevCreateOptionsFile', {
   },
 });
 
+export const QCryptoBlockOptionsLUKS = struct('QCryptoBlockOptionsLUKS', {
+  doc: 'What every use of an encrypted disk needs.',
+  members: {
+    'key-secret': optional(str, 'id of the secret object that has the passphrase; needed'),
+  },
+});
+
+export const QCryptoBlockCreateOptionsLUKS = struct('QCryptoBlockCreateOptionsLUKS', {
+  doc: 'How a disk is to be encrypted.',
+  base: QCryptoBlockOptionsLUKS,
+  members: {
+    'cipher-alg': optional(QCryptoCipherAlgorithm, 'the cipher; aes-192 not with cbc', {
+      default: 'aes-256',
+    }),
+    'cipher-mode': optional(QCryptoCipherMode, 'its mode', { default: 'xts' }),
+    'ivgen-alg': optional(QCryptoIVGenAlgorithm, 'where initialization vectors come from', {
+      default: 'plain64',
+    }),
+    'ivgen-hash-alg': optional(QCryptoHashAlgorithm, 'the hash for them, with essiv', {
+      default: 'sha256',
+    }),
+    'hash-alg': optional(QCryptoHashAlgorithm, 'the hash for the derivation of keys', {
+      default: 'sha256',
+    }),
+    'iter-time': optional(int, 'how long unlocking is to take on this machine, milliseconds', {
+      default: '2000',
+    }),
+  },
+});
+
+export const BlockdevCreateOptionsLUKS = struct('BlockdevCreateOptionsLUKS', {
+  doc: 'An encrypted disk. Its content is arbitrary until it is written.',
+  base: QCryptoBlockCreateOptionsLUKS,
+  members: {
+    file: required(BlockdevRef, 'the node that takes it'),
+    size: required(size, 'bytes that it shows'),
+    preallocation: optional(PreallocMode, 'whether its space is taken', { default: 'off' }),
+  },
+});
+
 export const BlockdevCreateOptions = union('BlockdevCreateOptions', {
   doc: 'An image to be made.',
   members: { driver: required(BlockdevDriver, 'what makes it') },
   discriminator: 'driver',
-  branches: { file: BlockdevCreateOptionsFile },
+  branches: { file: BlockdevCreateOptionsFile, luks: BlockdevCreateOptionsLUKS },
 });
 
 export const BLOCKDEV_CREATE = defineCommand({

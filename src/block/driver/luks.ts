@@ -10,6 +10,7 @@ import {
   DEFAULT_LIMITS,
   type DriverDefinition,
   type DriverFeatures,
+  type DriverOptions,
   type OpenContext,
   type PreallocationMode,
   REQ_PREFETCH,
@@ -124,16 +125,48 @@ async function openDriver(
   context: OpenContext,
 ): Promise<LuksDriver> {
   const file = context.child('file');
-  if (keySecret === undefined) {
-    throw new BlockError('DF_INVALID', "Parameter 'key-secret' is required for cipher");
-  }
+  const passphrase = passphraseOf(secrets, keySecret);
   const volume = await openLuks({
-    passphrase: secrets.passphrase(keySecret),
+    passphrase,
     read: (offset, buffer) => file.read(offset, buffer),
     size: file.size,
     signal: context.signal,
   });
-  return new LuksDriver(file, keySecret, volume);
+  return new LuksDriver(file, keySecret ?? '', volume);
+}
+
+/** @throws BlockError DF_INVALID, DF_NOT_FOUND */
+function passphraseOf(secrets: Secrets, id: string | undefined): Buffer {
+  if (id !== undefined) return secrets.passphrase(id);
+  throw new BlockError('DF_INVALID', "Parameter 'key-secret' is required for cipher");
+}
+
+/** The members of BlockdevCreateOptionsLUKS. */
+interface CreateMembers extends DriverOptions {
+  readonly size: number;
+  readonly preallocation?: PreallocationMode;
+  readonly 'key-secret'?: string;
+  readonly 'cipher-alg'?: LuksFormatOptions['algorithm'];
+  readonly 'cipher-mode'?: LuksFormatOptions['mode'];
+  readonly 'ivgen-alg'?: LuksFormatOptions['ivGenerator'];
+  readonly 'ivgen-hash-alg'?: LuksFormatOptions['ivHash'];
+  readonly 'hash-alg'?: LuksFormatOptions['hash'];
+  readonly 'iter-time'?: number;
+}
+
+function createOptions(secrets: Secrets, options: CreateMembers): LuksCreateOptions {
+  const { size, preallocation = 'off' } = options;
+  return {
+    size,
+    preallocation,
+    passphrase: passphraseOf(secrets, options['key-secret']),
+    algorithm: options['cipher-alg'],
+    mode: options['cipher-mode'],
+    ivGenerator: options['ivgen-alg'],
+    ivHash: options['ivgen-hash-alg'],
+    hash: options['hash-alg'],
+    iterTimeMs: options['iter-time'],
+  };
 }
 
 /** @param secrets where nodes find the secret that they name */
@@ -144,6 +177,11 @@ export function createLuksDriver(secrets: Secrets): DriverDefinition {
     children: [{ key: 'file', role: 'file', required: true }],
     open: (options, context) =>
       openDriver(secrets, options['key-secret'] as string | undefined, context),
+    create: {
+      nodes: [{ key: 'file', required: true }],
+      create: (options, context) =>
+        createLuks(context.node('file'), createOptions(secrets, options as CreateMembers)),
+    },
   };
 }
 

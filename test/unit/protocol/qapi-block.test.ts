@@ -49,6 +49,8 @@ const OURS_OR_NEWER = [
   'blockdev-reopen.options[](nbd).connections', // ours
   'blockdev-add(copy-before-write).min-cluster-size', // QEMU 9.2
   'blockdev-reopen.options[](copy-before-write).min-cluster-size', // QEMU 9.2
+  'blockdev-create.options(luks).file(nbd).connections', // ours
+  'blockdev-create.options(luks).file(copy-before-write).min-cluster-size', // QEMU 9.2
   'blockdev-backup.x-perf.min-cluster-size', // QEMU 9.2
   'blockdev-mirror.bitmap', // ours
   'blockdev-mirror.bitmap-mode', // ours
