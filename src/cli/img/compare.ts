@@ -29,7 +29,7 @@ export async function compare(args: string[]): Promise<number> {
   const names = wordsFor(positionals, 'two image file names', 'two image file names');
   const { 'image-opts': imageOpts, 'force-share': forceShare } = values;
   const cache = cacheMode(values['source-cache'] ?? 'writeback');
-  return ImageSession.run(async (session) => {
+  return ImageSession.run(values.object, async (session) => {
     const formats = [values.format, values['second-format']];
     const images: BlockBackend[] = [];
     try {

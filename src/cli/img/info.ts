@@ -17,7 +17,7 @@ export async function info(args: string[]): Promise<number> {
   });
   const [name = ''] = wordsFor(positionals, 'one image file name');
   const json = wantsJson(values.output);
-  return ImageSession.run(async (session) => {
+  return ImageSession.run(values.object, async (session) => {
     const image = await session.open({
       name,
       format: values.format,
@@ -49,6 +49,7 @@ function humanText(image: Info): string {
     `virtual size: ${sizeText(image['virtual-size'])} (${image['virtual-size']} bytes)`,
     `disk size: ${image['actual-size'] === undefined ? 'unavailable' : sizeText(image['actual-size'])}`,
   ];
+  if (image.encrypted === true) lines.push('encrypted: yes');
   if (image['cluster-size'] !== undefined) lines.push(`cluster_size: ${image['cluster-size']}`);
   if (image['backing-filename'] !== undefined) {
     const full = image['full-backing-filename'];

@@ -21,7 +21,8 @@ export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and o
   resize [-f FMT] [--preallocation MODE] [--shrink] [-q] [--image-opts] FILE [+|-]SIZE
 
 FILE is a path, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or json:{...}; a format
-that is not given is found out by the first bytes.
+that is not given is found out by the first bytes. Encrypted disks need a secret:
+  --object secret,id=ID,file=PATH --image-opts driver=luks,key-secret=ID,file.filename=PATH
 `;
 
 const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = {

@@ -39,7 +39,7 @@ export async function map(args: string[]): Promise<number> {
   const start = parseSize(values['start-offset'] ?? '0', '--start-offset');
   const most = values['max-length'];
   const longest = most === undefined ? Number.POSITIVE_INFINITY : parseSize(most, '--max-length');
-  return ImageSession.run(async (session) => {
+  return ImageSession.run(values.object, async (session) => {
     const image = await session.open({
       name,
       format: values.format,

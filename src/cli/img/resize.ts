@@ -17,7 +17,7 @@ export async function resize(args: string[]): Promise<number> {
   });
   const [name = '', text = ''] = wordsFor(positionals, 'image file name', 'size');
   const preallocation = parsePreallocation(values.preallocation ?? 'off');
-  return ImageSession.run(async (session) => {
+  return ImageSession.run(values.object, async (session) => {
     const image = await session.open({
       name,
       writable: true,

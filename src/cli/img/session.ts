@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Images that a command works on: opened as nodes of a graph that lives as long as the command. */
 import { BlockdevOptions } from '../../../protocol/qapi/block-core-options.js';
+import { ObjectOptions } from '../../../protocol/qapi/qom.js';
 import type { JsonObject } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
@@ -20,6 +21,7 @@ import {
 } from '../../block/permissions.js';
 import { ThrottleGroups } from '../../block/throttle/throttle-groups.js';
 import { parseOption } from '../../daemon/schema-option.js';
+import { addObject } from '../../qmp/commands/qom.js';
 import { parseJson } from '../../qmp/json-stream.js';
 import { PROBE_LENGTH, probeFormat } from './probe.js';
 
@@ -66,10 +68,19 @@ export class ImageSession {
     registerDrivers(this.graph, this.throttleGroups, this.secrets);
   }
 
-  /** Runs a command with a session of its own, which is closed whatever happens. */
-  static async run<T>(work: (session: ImageSession) => Promise<T>): Promise<T> {
+  /**
+   * Runs a command with a session of its own, which is closed whatever happens.
+   * @param objects what each `--object` says
+   */
+  static async run<T>(
+    objects: readonly string[] | undefined,
+    work: (session: ImageSession) => Promise<T>,
+  ): Promise<T> {
     const session = new ImageSession();
     try {
+      for (const object of objects ?? []) {
+        await addObject(session, parseOption(ObjectOptions, object, 'qom-type'));
+      }
       return await work(session);
     } finally {
       await session.close();
