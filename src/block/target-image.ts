@@ -61,7 +61,8 @@ export async function openTargetImage(
     await graph.detach(guard);
   }
   const node = await openMade(graph, protocol, options);
-  return { node, fresh: isFile(graph, protocol) };
+  // A new encrypted image reads as anything but zeroes.
+  return { node, fresh: isFile(graph, protocol) && node.driver.encrypted !== true };
 }
 
 /** A protocol that makes images starts with an empty one; others have what they have. */

@@ -140,6 +140,32 @@ it('diskferry img opens it with --object, and says what qemu-img says', async ()
   expect(people.stdout).toContain('\nencrypted: yes\n');
 });
 
+it('diskferry img makes it, and copies zeroes into it too', async () => {
+  const filename = join(await testScope().tempDir(), 'disk.luks');
+  const raw = `${filename}.source`;
+  const content = Buffer.alloc(SIZE);
+  patternBytes(8192, 6).copy(content, 65_536);
+  await writeFile(raw, content);
+  const options = ['-o', 'key-secret=s,iter-time=10'];
+  const create = await diskferry([
+    'img',
+    'create',
+    '-q',
+    ...SECRET,
+    '-f',
+    'luks',
+    ...options,
+    filename,
+    '512k',
+  ]);
+  expect(create).toMatchObject({ code: 0 });
+  const into = ['-n', '--target-image-opts', imageOpts(filename)];
+  expect(await diskferry(['img', 'convert', ...SECRET, '-f', 'raw', raw, ...into])).toMatchObject({
+    code: 0,
+  });
+  expectSame(await qemuContent(filename), content);
+});
+
 describe('the daemon', () => {
   it('serves an encrypted disk in clear, and tells of it what qemu-img does', async () => {
     const scope = testScope();

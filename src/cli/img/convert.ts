@@ -38,7 +38,7 @@ export async function convert(args: string[]): Promise<number> {
     throw new BlockError('DF_INVALID', '--target-is-zero requires use of -n flag');
   }
   const { 'output-format': format = 'raw' } = values;
-  return ImageSession.run(async (session) => {
+  return ImageSession.run(values.object, async (session) => {
     const source = await session.open({
       name,
       format: values.format,
@@ -58,11 +58,13 @@ export async function convert(args: string[]): Promise<number> {
       cache: cacheMode(values.cache ?? 'unsafe'),
     });
     checkRoom(target, size);
+    // A new encrypted image reads as anything but zeroes.
+    const isNewAndZero = !noCreate && target.root.node.driver.encrypted !== true;
     const bar = new ProgressBar(process.stderr, 'convert');
     try {
       await copyImage({
         ...{ source, target, sparseLength, requestsMax, speed },
-        targetIsZero: !noCreate || values['target-is-zero'] === true,
+        targetIsZero: isNewAndZero || values['target-is-zero'] === true,
         progress: (done, total) => {
           if (values.progress === true && values.quiet !== true) bar.show(done, total);
         },

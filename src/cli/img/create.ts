@@ -14,13 +14,14 @@ export async function create(args: string[]): Promise<number> {
     'backing-file': { type: 'string', short: 'b' },
     'backing-format': { type: 'string', short: 'F' },
     unsafe: { type: 'boolean', short: 'u' },
+    object: { type: 'string', multiple: true },
   });
   const [name, sizeGiven, extra] = positionals;
   if (name === undefined) throw new BlockError('DF_INVALID', 'Expecting image file name');
   if (extra !== undefined) throw new BlockError('DF_INVALID', `Unexpected argument '${extra}'`);
   const { format = 'raw' } = values;
   const backing = backingOf(values['backing-file'], values['backing-format']);
-  return ImageSession.run(async (session) => {
+  return ImageSession.run(values.object, async (session) => {
     const size =
       sizeGiven !== undefined
         ? parseSize(sizeGiven, 'the size')

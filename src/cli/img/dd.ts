@@ -16,6 +16,7 @@ export async function dd(args: string[]): Promise<number> {
     'image-opts': COMMON['image-opts'],
     'force-share': COMMON['force-share'],
     format: COMMON.format,
+    object: { type: 'string', multiple: true },
     'output-format': { type: 'string', short: 'O' },
   });
   const words = parseWords(positionals);
@@ -30,7 +31,7 @@ export async function dd(args: string[]): Promise<number> {
   const skip = parseCount(words.get('skip') ?? '0', 'skip') * block;
   const count = words.get('count');
   const most = count === undefined ? undefined : parseCount(count, 'count') * block;
-  return ImageSession.run(async (session) => {
+  return ImageSession.run(values.object, async (session) => {
     const source = await session.open({
       name: input,
       format: values.format,
@@ -43,7 +44,8 @@ export async function dd(args: string[]): Promise<number> {
     await makeImage(session, { name: output, format, size: length, options: [] });
     const cache = cacheMode('writeback');
     const target = await session.open({ name: output, format, writable: true, cache });
-    const how = { offset: skip, length, targetIsZero: true, sparseLength: SPARSE_LENGTH };
+    const targetIsZero = target.root.node.driver.encrypted !== true;
+    const how = { offset: skip, length, targetIsZero, sparseLength: SPARSE_LENGTH };
     if (length > 0) await copyImage({ source, target, ...how });
     return 0;
   });
