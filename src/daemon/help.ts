@@ -48,6 +48,7 @@ for one comma, or JSON that starts with {.
   --monitor [chardev=]ID[,mode=control][,pretty=on|off]
                         speak QMP on a character device
 
+  --object secret,id=ID,file=PATH|data=TEXT[,format=base64][,keyid=ID,iv=TEXT]
   --object throttle-group,id=ID[,limits.bps-total=N][,limits.iops-total=N]...
   --object help
   --object TYPE,help
