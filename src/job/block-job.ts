@@ -49,11 +49,15 @@ export abstract class BlockJob extends Job {
     this.wakeUp();
   }
 
-  /** Applies the policy to an I/O error: reports it, pauses where it says stop. */
+  /**
+   * Applies the policy to an I/O error: reports it, pauses where it says stop. A job that is being
+   * finalized can't be paused; and what ends because the job was broken off is no news.
+   */
   protected ioFailed(operation: 'read' | 'write', error: unknown): ErrorAction {
+    if (this.cancelled) return 'report';
     const policy = operation === 'read' ? this.onSourceError : this.onTargetError;
     const noSpace = errnoName(error) === 'ENOSPC';
-    const action = actionOf(policy, noSpace);
+    const action = this.state === 'pending' ? 'report' : actionOf(policy, noSpace);
     if (action === 'stop') {
       if (this.ioStatus === 'ok') this.ioStatus = noSpace ? 'nospace' : 'failed';
       this.stopForUser();

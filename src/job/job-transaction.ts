@@ -5,6 +5,12 @@ import type { Job } from './job.js';
 export class JobTransaction {
   readonly #jobs = new Set<Job>();
   #aborting = false;
+  #preparing = false;
+
+  /** What can still fail is being tried; who is cancelled now is undone when that has ended. */
+  get preparing(): boolean {
+    return this.#preparing;
+  }
 
   add(job: Job): void {
     this.#jobs.add(job);
@@ -29,14 +35,18 @@ export class JobTransaction {
   /** Lets all pending jobs take effect; undoes all when one can't. Never rejects. */
   async finalize(): Promise<void> {
     const jobs = [...this.#jobs];
+    this.#preparing = true;
     for (const job of jobs) {
       try {
         await job.takeEffect('prepare');
       } catch (error) {
         job.fail(error);
-        this.failed(job);
-        return;
       }
+      const failed = jobs.find(({ error }) => error !== undefined);
+      if (failed === undefined) continue;
+      this.#preparing = false;
+      this.failed(failed);
+      return;
     }
     for (const job of jobs) job.seal();
     for (const job of jobs) {

@@ -227,7 +227,8 @@ export abstract class Job {
     }
     if (this.#state === 'created' || this.#state === 'waiting' || this.#state === 'pending') {
       this.#error ??= cancelledError();
-      this.transaction.failed(this);
+      if (this.transaction.preparing) this.wakeUp();
+      else this.transaction.failed(this);
       return;
     }
     this.#wakePaused();
@@ -246,6 +247,9 @@ export abstract class Job {
   /** User verb: lets a pending job (and its transaction) take effect. @throws BlockError */
   finalize(): Promise<void> {
     this.checkVerb('finalize');
+    if (this.transaction.preparing) {
+      throw new BlockError('DF_INVALID', `Job '${this.id}' is being finalized already`);
+    }
     return this.transaction.finalize();
   }
 
@@ -284,7 +288,7 @@ export abstract class Job {
     }
   }
 
-  /** Called by the transaction: success takes effect from here on, and nothing can cancel it. */
+  /** Success takes effect from here on, and nothing can cancel it. */
   seal(): void {
     this.#sealed = true;
   }

@@ -28,6 +28,7 @@ import {
 import { BlockJob } from './block-job.js';
 import { type CopyRates, watchConvergence } from './convergence.js';
 import { CopyLoop, type CopyLoopOptions, ZERO_RUN_MAX } from './copy-loop.js';
+import { cancelledError } from './job.js';
 import { markInitialDirty } from './mirror-initial.js';
 import {
   checkMirrorNodes,
@@ -169,6 +170,7 @@ export class MirrorJob extends BlockJob {
 
   protected override async run(): Promise<void> {
     await this.#findInitialDirty();
+    if (this.cancelRequested) return;
     this.#began = true;
     this.#progress(0);
     const stopWatching = watchConvergence({
@@ -320,7 +322,7 @@ export class MirrorJob extends BlockJob {
   protected override async prepare(): Promise<void> {
     const deadline = performance.now() + CATCH_UP_MS;
     await this.#loop.run(
-      () => this.#bitmap.count <= FINAL_DIRTY_MAX || performance.now() > deadline,
+      () => this.cancelled || this.#bitmap.count <= FINAL_DIRTY_MAX || performance.now() > deadline,
     );
     // Most of what the last flush would do, while users can still work.
     await this.#targetBackend.flush();
@@ -328,10 +330,12 @@ export class MirrorJob extends BlockJob {
       // Users wait: at full speed, and an error ends the job instead of being tried again.
       const rest = this.#makeLoop(
         { source: () => this.source, target: () => this.target },
-        { rate: new RateLimit(0, () => performance.now()), failed: () => false },
+        { rate: new RateLimit(0, () => performance.now()) },
       );
-      await rest.run(() => false);
+      await rest.run(() => this.cancelled);
       await this.target.flush();
+      if (this.cancelled) throw cancelledError();
+      this.seal();
     });
   }
 
