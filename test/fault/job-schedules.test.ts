@@ -41,6 +41,8 @@ class Run {
   /** Clusters that are written since the job began, whole granules of it. */
   readonly #written = new Set<number>();
   #pivotAsked = false;
+  /** Writes go, or may go, to both. */
+  #blocking = false;
 
   private constructor(
     readonly schedule: Schedule,
@@ -122,6 +124,7 @@ class Run {
   async #undisturbed(written: Promise<void>): Promise<void> {
     const { schedule, job } = this;
     const atEnd = ['waiting', 'pending', 'aborting', 'concluded', 'null'];
+    if (this.#blocking || schedule.job.copyMode !== 'background') return;
     const broken = schedule.steps.some(
       (step) => step.act === 'break' && ['source stalled', 'drain'].includes(step.fault),
     );
@@ -148,14 +151,29 @@ class Run {
       else if (verb === 'cancel-by-force') job.cancel({ force: true });
       else if (verb === 'complete') job.complete();
       else if (verb === 'finalize') this.#pending.push(job.finalize());
-      else job.dismiss();
+      else if (verb === 'dismiss') job.dismiss();
+      else if (job instanceof MirrorJob) this.#changeCopyMode(job, verb, state);
+      else return;
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
       checkVerb(verb, state, error.message);
       return;
     }
+    if (verb === 'write-blocking' || verb === 'background') return;
     checkVerb(verb, state, undefined);
     if (verb === 'complete') this.#pivotAsked = true;
+  }
+
+  #changeCopyMode(job: MirrorJob, mode: 'write-blocking' | 'background', state: string): void {
+    this.#blocking = true;
+    const changed = job.changeCopyMode(mode).then(
+      () => checkVerb(mode, state, undefined),
+      (error: unknown) => {
+        if (!(error instanceof BlockError)) throw error;
+        if (error.message !== 'the job is about to end') checkVerb(mode, state, error.message);
+      },
+    );
+    this.#pending.push(changed);
   }
 
   async #await(state: 'ready' | 'pending' | 'over'): Promise<void> {
@@ -363,7 +381,11 @@ async function startJob(bench: FaultBench, { job }: Schedule): Promise<BlockJob>
     ...(job.replaces ? { replaces: bench.top } : {}),
   };
   return registry.run('j', () =>
-    MirrorJob.create(graph, { ...common, ...how, bitmapMode: job.bitmapMode }, registry),
+    MirrorJob.create(
+      graph,
+      { ...common, ...how, bitmapMode: job.bitmapMode, copyMode: job.copyMode },
+      registry,
+    ),
   );
 }
 

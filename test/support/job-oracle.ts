@@ -78,6 +78,8 @@ const TAKEN_IN: Readonly<Record<Verb, readonly string[]>> = {
   complete: ['ready'],
   finalize: ['pending'],
   dismiss: ['concluded'],
+  'write-blocking': ['running', 'paused', 'ready', 'standby'],
+  background: ['running', 'paused', 'ready', 'standby'],
 };
 
 /** Answers in states in which the verb may be said. */

@@ -5,6 +5,8 @@ import { SeededRandom } from './seeded-random.js';
 export type Policy = 'report' | 'ignore' | 'stop' | 'enospc';
 export type BitmapMode = 'on-success' | 'never' | 'always';
 
+export type CopyMode = 'background' | 'write-blocking' | 'auto';
+
 export interface JobChoice {
   readonly kind: 'mirror' | 'backup';
   readonly sync: 'full' | 'top' | 'none' | 'bitmap';
@@ -20,6 +22,8 @@ export interface JobChoice {
   readonly window: number;
   /** Bytes a second; 0: no limit. */
   readonly speed: number;
+  /** Mirror: when a write is done; a backup has none. */
+  readonly copyMode: CopyMode | undefined;
   /** Mirror: the users of another node than the source are moved. */
   readonly replaces: boolean;
   /** Backup: what fails when old content can't be saved. */
@@ -36,6 +40,8 @@ export const VERBS = [
   'complete',
   'finalize',
   'dismiss',
+  'write-blocking',
+  'background',
 ] as const;
 export type Verb = (typeof VERBS)[number];
 
@@ -103,6 +109,7 @@ function chooseJob(random: SeededRandom, { slowSpeed }: ScheduleOptions): JobCho
     granularity: random.pick([512, 4 * KIB, 64 * KIB, 128 * KIB]),
     window: random.pick([1, 2, 4, 16]),
     speed: random.chance(0.3) ? slowSpeed : 0,
+    copyMode: kind === 'mirror' ? random.pick(['background', 'write-blocking', 'auto']) : undefined,
     replaces: kind === 'mirror' && random.chance(0.15),
     onCbwError: random.pick(['break-guest-write', 'break-snapshot']),
   };
