@@ -101,6 +101,8 @@ export const NBD_WEBSOCKET_FRAME_MAX = NBD_PAYLOAD_MAX + 64 * KIB;
 export const NBD_CONNECT_TIMEOUT_MS = 10_000;
 /** An NBD server that says nothing for so long, with requests waiting, counts as lost, milliseconds. */
 export const NBD_STALL_TIMEOUT_MS = 120_000;
+/** The same, once who made the requests has given up, milliseconds. */
+export const NBD_GIVE_UP_MS = 2_000;
 /** Payload of one reply in the option phase, bytes: names and texts are at most 4 KiB each. */
 export const NBD_OPTION_REPLY_MAX = 32 * KIB;
 /** All replies to one option together, bytes: a list of exports that long is none for people any more. */

@@ -184,8 +184,8 @@ export interface BlockDriver {
   abortPermissions?(): void;
 
   /**
-   * Who waits for this node has given up: ends what only waits for a lost peer to come back.
-   * Requests that a living peer works on go on.
+   * Who waits for this node has given up: ends what only waits for a lost peer to come back, or for
+   * one that says nothing. Requests that a living peer works on go on.
    */
   cancelInFlight?(): void;
   /** The graph is about to change: end what the driver holds back or does by itself (queued requests pass). */

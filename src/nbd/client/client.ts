@@ -280,7 +280,10 @@ export class NbdClient {
     });
   }
 
-  /** Requests that wait for a lost server fail now instead of at the end of the delay. */
+  /**
+   * Who made the requests has given up: those that wait for a lost server fail now instead of at the
+   * end of the delay, and a server that says nothing for another 2 s counts as lost.
+   */
   cancelWaiting(): void {
     this.#pool.stopWaiting();
   }

@@ -9,7 +9,7 @@
  */
 import { NBD_FLAG_CAN_MULTI_CONN } from '../../../protocol/nbd/constants.js';
 import { BlockError, toError } from '../../base/errors.js';
-import { NBD_CLIENT_ATTEMPTS_MAX } from '../../base/limits.js';
+import { NBD_CLIENT_ATTEMPTS_MAX, NBD_GIVE_UP_MS } from '../../base/limits.js';
 import { type ConnectionEvents, type ConnectOptions, NbdConnection } from './connection.js';
 import { ConnectionGrowth } from './growth.js';
 import type { NbdSession } from './negotiate.js';
@@ -38,6 +38,9 @@ export interface PoolOptions extends Omit<ConnectOptions, 'signal'> {
   readonly onEvent: (event: NbdClientEvent) => void;
 }
 
+/** Looks for silent connections after somebody gave up; what they sent last may be younger than that. */
+const GIVE_UP_CHECKS = 2;
+
 export class ConnectionPool implements ConnectionEvents {
   readonly session: NbdSession;
   readonly #options: PoolOptions;
@@ -57,6 +60,7 @@ export class ConnectionPool implements ConnectionEvents {
   /** Set for good: closed, or beyond hope. */
   #failure: BlockError | undefined;
   readonly #stallTimer: NodeJS.Timeout | undefined;
+  #giveUpTimer: NodeJS.Timeout | undefined;
 
   /** @throws BlockError when there is no first connection within `openTimeoutMs` */
   static async open(options: PoolOptions, signal: AbortSignal): Promise<ConnectionPool> {
@@ -149,9 +153,21 @@ export class ConnectionPool implements ConnectionEvents {
     }
   }
 
-  /** Requests that wait for a server's return fail now. */
+  /**
+   * Requests that wait for a server's return fail now; those that wait for an answer fail when the
+   * server says nothing for another NBD_GIVE_UP_MS.
+   */
   stopWaiting(): void {
     this.#outage?.expire();
+    clearInterval(this.#giveUpTimer);
+    let checks = GIVE_UP_CHECKS;
+    this.#giveUpTimer = setInterval(() => {
+      const before = this.#connections.length;
+      this.#dropSilent(performance.now() - NBD_GIVE_UP_MS, NBD_GIVE_UP_MS);
+      if (this.#connections.length < before) this.#outage?.expire();
+      if (--checks === 0) clearInterval(this.#giveUpTimer);
+    }, NBD_GIVE_UP_MS);
+    this.#giveUpTimer.unref();
   }
 
   /** Ends everything at once; requests without an answer fail with `error`. */
@@ -162,6 +178,7 @@ export class ConnectionPool implements ConnectionEvents {
   #end(error: BlockError): void {
     this.#failure = error;
     clearInterval(this.#stallTimer);
+    clearInterval(this.#giveUpTimer);
     this.#closing.abort(error);
     this.#outage?.end();
     for (const connection of this.#connections.splice(0)) {
@@ -312,11 +329,14 @@ export class ConnectionPool implements ConnectionEvents {
 
   #findStalled(): void {
     const { stallTimeoutMs } = this.#options;
-    const limit = performance.now() - stallTimeoutMs;
+    this.#dropSilent(performance.now() - stallTimeoutMs, stallTimeoutMs);
+  }
+
+  /** Drops connections that have made no progress since then, though requests wait. */
+  #dropSilent(since: number, silentMs: number): void {
     for (const connection of [...this.#connections]) {
-      if (connection.requestCount === 0 || connection.lastProgress > limit) continue;
-      const text = `no answer for ${stallTimeoutMs / 1000} s`;
-      connection.fail(new BlockError('DF_TIMEOUT', text));
+      if (connection.requestCount === 0 || connection.lastProgress > since) continue;
+      connection.fail(new BlockError('DF_TIMEOUT', `no answer for ${silentMs / 1000} s`));
     }
   }
 }

@@ -129,6 +129,29 @@ test('a server that is silent for too long counts as lost', async () => {
   await client.read(0, Buffer.alloc(512));
 });
 
+test('who gives up waits neither for a silent server nor for its return', async () => {
+  const { client } = await start({ onRequest: () => true }, { reconnectDelaySeconds: 600 });
+  const reading = failure(client.read(0, Buffer.alloc(512)));
+  client.cancelWaiting();
+  expect((await reading).message).toMatch(/no answer for 2 s/);
+});
+
+test('who gives up does not disturb what a living server works on', async () => {
+  const asked: (() => void)[] = [];
+  const { client, events } = await start({
+    onRequest: (connection, request) => {
+      asked.push(() => connection.simpleReply(request, 0));
+      return asked.length < 3;
+    },
+  });
+  const writing = [1, 2].map(() => client.write(0, Buffer.alloc(512)));
+  await expect.poll(() => asked.length).toBe(2);
+  client.cancelWaiting();
+  for (const answer of asked) answer();
+  await Promise.all(writing);
+  expect(events).toEqual([]);
+});
+
 test('a server that shuts down is waited for', async () => {
   let first = true;
   const { client, events } = await start(
