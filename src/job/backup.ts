@@ -239,7 +239,7 @@ export class BackupJob extends BlockJob {
     await this.#copyAll();
     if (this.cancelRequested) return;
     // What is reported as done has reached stable storage.
-    await this.target.flush();
+    await this.flushUnderPolicy(() => this.target.flush());
     if (!this.cancelled) await this.#discards?.discardAll();
   }
 

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT
 /** What jobs that move blocks have beyond job.ts: speed, error policies, I/O status. */
 import { BlockError, errnoName } from '../base/errors.js';
+import type { MaybePromise } from '../base/maybe-promise.js';
 import { RateLimit } from '../base/rate-limit.js';
 import { Job, type JobObserver, type JobOptions } from './job.js';
+
+/** Pause before a flush that failed is tried again, milliseconds. */
+const FLUSH_RETRY_MS = 100;
 
 export type ErrorPolicy = 'report' | 'ignore' | 'stop' | 'enospc' | 'auto';
 export type ErrorAction = 'report' | 'ignore' | 'stop';
@@ -64,6 +68,23 @@ export abstract class BlockJob extends Job {
     }
     this.observer.ioError(this, operation, action, error);
     return action;
+  }
+
+  /**
+   * Flushes, again and again where the policy for the target's errors says so; the job has nothing
+   * in flight meanwhile. Returns early when the job is broken off. @throws what flushing throws
+   */
+  protected async flushUnderPolicy(flush: () => MaybePromise<void>): Promise<void> {
+    while (!this.cancelled) {
+      try {
+        await flush();
+        return;
+      } catch (error) {
+        if (this.ioFailed('write', error) === 'report') throw error;
+      }
+      await new Promise((resolve) => setTimeout(resolve, FLUSH_RETRY_MS));
+      await this.pausePoint();
+    }
   }
 
   protected override userResumed(): void {

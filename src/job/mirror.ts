@@ -25,7 +25,7 @@ import {
   PERM_WRITE,
   PERM_WRITE_UNCHANGED,
 } from '../block/permissions.js';
-import { BlockJob } from './block-job.js';
+import { BlockJob, type ErrorAction } from './block-job.js';
 import { type CopyRates, watchConvergence } from './convergence.js';
 import { CopyLoop, type CopyLoopOptions, ZERO_RUN_MAX } from './copy-loop.js';
 import { cancelledError } from './job.js';
@@ -78,6 +78,10 @@ export class MirrorJob extends BlockJob {
   #began = false;
   /** Since when, and since which write, no more than FINAL_DIRTY_MAX is dirty. */
   #littleLeft: { readonly since: number; readonly generation: number } | undefined;
+  /** When the drained section copies whatever is left; set once the job is to end. */
+  #catchUpUntil: number | undefined;
+  /** An error that was not the end is that new: what it concerns is tried again. */
+  #troubleUntil = 0;
   #wakeReady: (() => void) | undefined;
 
   /** @throws BlockError when the nodes can't be what they are meant to be; nothing has changed then */
@@ -115,7 +119,7 @@ export class MirrorJob extends BlockJob {
       target: this.#targetBackend,
       unmap: options.unmap,
       mode: options.copyMode ?? 'background',
-      usable: () => this.#targetUsable,
+      usable: () => this.#began && this.#targetUsable,
       failed: (error) => this.#writeFailed(error),
       changed: () => this.#sourceChanged(),
     });
@@ -189,18 +193,25 @@ export class MirrorJob extends BlockJob {
     }
   }
 
+  /** Returns when the job is told to end and has caught up, as far as that goes with users at work. */
   async #copyUntilTold(): Promise<void> {
     for (;;) {
       await this.pausePoint();
-      if (this.#ending) return;
+      if (this.cancelled) return;
       if (this.#targetError !== undefined) throw this.#targetError.error;
+      if (this.#ending && this.#caughtUp) {
+        // Most of what the last flush would do, while users can still work.
+        await this.flushUnderPolicy(() => this.#targetBackend.flush());
+        return;
+      }
       const end = await this.#loop.run(
         () =>
-          this.shouldYield ||
-          this.#ending ||
+          this.pauseRequested ||
+          this.cancelled ||
           this.#targetError !== undefined ||
-          this.#nearlyReady(),
+          (this.#ending ? this.#caughtUp : this.#nearlyReady()),
       );
+      if (this.#ending) continue;
       if (this.state === 'running' && (end === 'clean' || this.#nearlyReady())) {
         this.setState('ready');
         continue;
@@ -210,12 +221,19 @@ export class MirrorJob extends BlockJob {
     }
   }
 
+  #nearlyReady(): boolean {
+    if (this.state === 'running') return this.#keepsUp();
+    this.#littleLeft = undefined;
+    return false;
+  }
+
   /**
    * A writer that never pauses leaves something dirty at every instant. When it keeps at it, and so
-   * little is left that the drained section at the end copies it in no time, that is in sync.
+   * little is left that the drained section at the end copies it in no time, that is in sync. What
+   * is left because it can't be copied is not.
    */
-  #nearlyReady(): boolean {
-    if (this.state !== 'running' || this.#bitmap.count > FINAL_DIRTY_MAX) {
+  #keepsUp(): boolean {
+    if (this.#bitmap.count > FINAL_DIRTY_MAX || this.#inTrouble) {
       this.#littleLeft = undefined;
       return false;
     }
@@ -225,9 +243,29 @@ export class MirrorJob extends BlockJob {
     return performance.now() - this.#littleLeft.since >= NEARLY_READY_MS;
   }
 
-  /** Time to leave the loop: told to pivot, or cancelled. The rest is copied in `prepare`. */
+  /** Told to pivot, or to end with a copy, or broken off. */
   get #ending(): boolean {
     return this.#pivot || this.cancelRequested;
+  }
+
+  /** Little enough is left for the drained section at the end, and it is likely to go well. */
+  get #caughtUp(): boolean {
+    if (this.#bitmap.count === 0) return true;
+    if (this.#inTrouble) {
+      this.#catchUpUntil = undefined;
+      return false;
+    }
+    this.#catchUpUntil ??= performance.now() + CATCH_UP_MS;
+    return this.#keepsUp() || performance.now() > this.#catchUpUntil;
+  }
+
+  get #inTrouble(): boolean {
+    return performance.now() < this.#troubleUntil;
+  }
+
+  protected override ioFailed(operation: 'read' | 'write', error: unknown): ErrorAction {
+    this.#troubleUntil = performance.now() + NEARLY_READY_MS;
+    return super.ioFailed(operation, error);
   }
 
   protected override cancelBreaksOff(): boolean {
@@ -324,8 +362,7 @@ export class MirrorJob extends BlockJob {
     await this.#loop.run(
       () => this.cancelled || this.#bitmap.count <= FINAL_DIRTY_MAX || performance.now() > deadline,
     );
-    // Most of what the last flush would do, while users can still work.
-    await this.#targetBackend.flush();
+    await this.flushUnderPolicy(() => this.#targetBackend.flush());
     await this.#takeDown(async () => {
       // Users wait: at full speed, and an error ends the job instead of being tried again.
       const rest = this.#makeLoop(
@@ -333,7 +370,8 @@ export class MirrorJob extends BlockJob {
         { rate: new RateLimit(0, () => performance.now()) },
       );
       await rest.run(() => this.cancelled);
-      await this.target.flush();
+      await this.flushUnderPolicy(() => this.target.flush());
+      this.#progress(0);
       if (this.cancelled) throw cancelledError();
       this.seal();
     });

@@ -29,7 +29,10 @@ export interface MirrorSide {
   readonly bitmap: DirtyBitmap;
   /** Held by copies and, in the write-blocking mode, by writes; in whole granules of the bitmap. */
   readonly lock: RangeLock;
-  /** False while the target is not to be written: after an error, when the job is being cancelled. */
+  /**
+   * False while the target is not to be written: before the bitmap is complete, after an error, when
+   * the job is being cancelled.
+   */
   readonly targetUsable: boolean;
   write(offset: number, buffer: Buffer): MaybePromise<void>;
   writeZeroes(offset: number, length: number): MaybePromise<void>;
@@ -139,8 +142,10 @@ export class MirrorTopDriver implements BlockDriver {
     const hold = isPromise(held) ? await held : held;
     try {
       const granules = this.#granules(offset, length);
+      // What is marked counts only if it was complete before the write.
+      const wasUsable = side.targetUsable;
       await write.source();
-      if (write.target === undefined || !side.targetUsable) return;
+      if (write.target === undefined || !wasUsable || !side.targetUsable) return;
       side.bitmap.resetDirty(granules.equalFrom, granules.equalTo - granules.equalFrom);
       try {
         await write.target();

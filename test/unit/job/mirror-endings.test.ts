@@ -54,7 +54,21 @@ async function makeBench() {
   };
   const data = { source: driverOf(source).data, target: copy.data };
   const letGo = () => release();
-  return { graph, source, target, copy, data, guest, registry, heard, mirror, holdTarget, letGo };
+  const disk = driverOf(source);
+  return {
+    graph,
+    source,
+    target,
+    disk,
+    copy,
+    data,
+    guest,
+    registry,
+    heard,
+    mirror,
+    holdTarget,
+    letGo,
+  };
 }
 
 describe('a mirror whose end takes effect', () => {
@@ -77,14 +91,17 @@ describe('a mirror whose end takes effect', () => {
 
   it('can be cancelled, with one end, and its writer stays where it was', async () => {
     const { registry, mirror, source, guest, graph, holdTarget, letGo, heard } = await makeBench();
-    const job = await mirror();
+    const job = await mirror({ autoFinalize: false });
     await reached(registry, job, 'ready');
-    const held = holdTarget();
     job.complete();
     await reached(registry, job, 'pending');
+    await guest.write(0, Buffer.alloc(GRANULE, 1));
+    const held = holdTarget();
+    const finalized = job.finalize();
     await held;
     job.cancel({ force: true });
     letGo();
+    await finalized;
     await job.concluded;
     for (let turns = 0; turns < 20; turns++) await turn();
     expect(heard.slice(-4)).toEqual(['pending', 'aborting', 'end', 'concluded']);
@@ -116,5 +133,71 @@ describe('a mirror that is broken off', () => {
     letGo();
     await job.concluded;
     expect(heard).toEqual(['created', 'running', 'aborting', 'end', 'concluded']);
+  });
+});
+
+describe('a mirror whose target fails when it is told to end', () => {
+  it('stops, goes on when it is resumed, and loses nothing', async () => {
+    const { registry, mirror, guest, copy, data, heard } = await makeBench();
+    const job = await mirror({ onTargetError: 'stop' });
+    await reached(registry, job, 'ready');
+    copy.fail.write = Object.assign(new Error('full'), { code: 'ENOSPC' });
+    const written = guest.write(0, Buffer.alloc(GRANULE, 1));
+    job.complete();
+    await written;
+    await reached(registry, job, 'standby');
+    expect([job.ioStatus, job.userPaused]).toEqual(['nospace', true]);
+    delete copy.fail.write;
+    job.resume();
+    await job.concluded;
+    expect(job.error).toBeUndefined();
+    expect(heard.slice(-4)).toEqual(['waiting', 'pending', 'end', 'concluded']);
+    expect(data.target.equals(data.source)).toBe(true);
+  });
+
+  it('treats a flush that fails as the policy says', async () => {
+    const { registry, mirror, copy, heard } = await makeBench();
+    const job = await mirror({ onTargetError: 'stop' });
+    await reached(registry, job, 'ready');
+    copy.fail.flush = new Error('broken');
+    job.cancel({ force: false });
+    await reached(registry, job, 'standby');
+    delete copy.fail.flush;
+    job.resume();
+    await job.concluded;
+    expect(job.error).toBeUndefined();
+    expect(heard).toContain('write stop');
+  });
+
+  it('fails after an error that it reported, also one of a write for both', async () => {
+    const { registry, mirror, guest, copy, source } = await makeBench();
+    const job = await mirror({ copyMode: 'write-blocking' });
+    await reached(registry, job, 'ready');
+    copy.fail.write = new Error('broken');
+    await guest.write(0, Buffer.alloc(GRANULE, 1));
+    delete copy.fail.write;
+    job.complete();
+    await job.concluded;
+    expect(job.error?.message).toBe('broken');
+    expect(guest.root.node).toBe(source);
+  });
+});
+
+describe('a mirror that looks for what there is to copy', () => {
+  it('copies all of a granule of which a part is written to both meanwhile', async () => {
+    const { registry, mirror, guest, data, disk } = await makeBench();
+    const ticks = async (count: number): Promise<void> => {
+      for (let n = 0; n < count; n++) await Promise.resolve();
+    };
+    // The look takes a while: it asks for each run of data. The write takes longer.
+    for (let at = 0; at < SIZE; at++) data.source[at] = at % 2048 === 0 ? 0 : 1;
+    disk.delay = () => ticks(20_000);
+    const job = await mirror({ sync: 'top', copyMode: 'write-blocking' });
+    await guest.write(SIZE - GRANULE + 512, Buffer.alloc(512, 1));
+    disk.delay = undefined;
+    await reached(registry, job, 'ready');
+    job.cancel({ force: false });
+    await job.concluded;
+    expect(data.target.equals(data.source)).toBe(true);
   });
 });
