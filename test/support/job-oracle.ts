@@ -51,7 +51,9 @@ export function checkErrors(heard: readonly Heard[], job: JobChoice): void {
     if (!right.includes(entry.action)) {
       throw new Error(`a ${entry.operation} error led to ${entry.action}, the policy is ${policy}`);
     }
-    if (entry.action === 'stop') checkStopped(heard, index);
+    // A write whose old content can't be saved ends a backup all the same.
+    const ends = job.kind === 'backup' && job.onCbwError === 'break-snapshot';
+    if (entry.action === 'stop' && !ends) checkStopped(heard, index);
   }
 }
 

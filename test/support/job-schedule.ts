@@ -133,7 +133,7 @@ function chooseStep(random: SeededRandom, job: JobChoice, options: ScheduleOptio
   if (dice < 70) return { act: 'heal' };
   if (dice < 71) return { act: 'quit' };
   if (dice < 80) return chooseAwait(random, job);
-  return { act: 'say', verb: chooseVerb(random) };
+  return { act: 'say', verb: chooseVerb(random, job) };
 }
 
 function chooseAwait(random: SeededRandom, { kind }: JobChoice): Step {
@@ -142,9 +142,10 @@ function chooseAwait(random: SeededRandom, { kind }: JobChoice): Step {
 }
 
 /** Those that end the job are rarer than those that change its course. */
-function chooseVerb(random: SeededRandom): Verb {
+function chooseVerb(random: SeededRandom, { kind }: JobChoice): Verb {
+  if (kind === 'mirror' && random.chance(0.1)) return random.pick(['write-blocking', 'background']);
   if (random.chance(0.6)) return random.pick(['pause', 'resume', 'resume', 'slow', 'fast']);
-  return random.pick(VERBS);
+  return random.pick(['pause', 'cancel', 'cancel-by-force', 'complete', 'finalize', 'dismiss']);
 }
 
 /** To be shown when it fails. */

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MIT
+/** A daemon with a disk and a client that writes to it, and a target behind a wire that can be cut. */
+import { copyFile, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { NbdClient } from '../../src/nbd.js';
+import { CutRelay } from './cut-relay.js';
+import { type Daemon, startDaemon } from './daemon.js';
+import { patternBytes } from './images.js';
+import { QmpClient } from './qmp-client.js';
+import { TargetServer, type TargetServerOptions } from './target-server.js';
+import type { Scope } from './temp.js';
+
+export const DAEMON_FAULTS = [
+  'target killed',
+  'target killed and started',
+  'target full',
+  'wire cut',
+  'wire cut off',
+  'wire silent',
+] as const;
+export type DaemonFault = (typeof DAEMON_FAULTS)[number];
+
+export interface DaemonFaultOptions {
+  /** Of the disk, bytes. */
+  readonly size: number;
+  readonly peer: TargetServerOptions['peer'];
+  /** The target is a copy already; else it holds other bytes. */
+  readonly equal: boolean;
+  /** The first read of a part of the disk fails. */
+  readonly sourceFails: boolean;
+}
+
+/** Sector whose first read fails. */
+const BAD_SECTOR = 1000;
+
+export class DaemonFaultBench {
+  /** What the client has written. */
+  readonly model: Buffer;
+  /** Writes that failed; whether they took effect is not known. */
+  readonly refused: { offset: number; length: number; error: unknown }[] = [];
+  readonly #writing = new Set<{ offset: number; length: number; done: Promise<void> }>();
+  #value = 0;
+
+  private constructor(
+    readonly daemon: Daemon,
+    readonly qmp: QmpClient,
+    /** For commands whose answer may take its time. */
+    readonly patient: QmpClient,
+    readonly client: NbdClient,
+    readonly server: TargetServer,
+    readonly relay: CutRelay,
+    readonly paths: { readonly source: string; readonly target: string; readonly nbd: string },
+    model: Buffer,
+  ) {
+    this.model = model;
+  }
+
+  static async start(scope: Scope, options: DaemonFaultOptions): Promise<DaemonFaultBench> {
+    const dir = await scope.tempDir();
+    const [source, target, nbd] = ['source.img', 'target.img', 'nbd.sock'].map((name) =>
+      join(dir, name),
+    ) as [string, string, string];
+    const model = patternBytes(options.size, 4);
+    model.fill(0, 0, 300_000);
+    await writeFile(source, model);
+    if (options.equal) await copyFile(source, target);
+    else await writeFile(target, Buffer.alloc(options.size, 0xa5));
+    const server = await TargetServer.start(scope, { peer: options.peer, image: target, dir });
+    const relay = await CutRelay.start(scope, join(dir, 'relay.sock'), server.socketPath);
+    const daemon = await startDaemon(scope, [
+      ...daemonArguments(source, nbd, options.sourceFails),
+      ...['--chardev', `socket,id=patient,path=${join(dir, 'patient.sock')},server=on,wait=off`],
+      ...['--monitor', 'chardev=patient'],
+    ]);
+    const qmp = await daemon.qmp(scope);
+    const patient = await QmpClient.connect(join(dir, 'patient.sock'));
+    scope.defer(() => patient.close());
+    const client = await NbdClient.connect({
+      address: { type: 'unix', path: nbd },
+      exportName: 'disk',
+      connections: 1,
+    });
+    scope.defer(() => client.close());
+    const paths = { source, target, nbd };
+    return new DaemonFaultBench(daemon, qmp, patient, client, server, relay, paths, model);
+  }
+
+  /** Adds the node `target`. @param reconnectDelay seconds */
+  async addTarget(reconnectDelay: number): Promise<void> {
+    await this.qmp.execute('blockdev-add', {
+      ...{ driver: 'nbd', 'node-name': 'target', export: 'disk', discard: 'unmap' },
+      server: { type: 'unix', path: this.relay.path },
+      'reconnect-delay': reconnectDelay,
+    });
+  }
+
+  /** Writes without waiting; leaves out what would overlap a write that is under way. */
+  write(act: 'write' | 'zero' | 'discard', offset: number, length: number): void {
+    for (const other of this.#writing) {
+      if (offset < other.offset + other.length && other.offset < offset + length) return;
+    }
+    this.#value = (this.#value % 255) + 1;
+    const value = act === 'write' ? this.#value : 0;
+    const { client } = this;
+    const submitted =
+      act === 'write'
+        ? client.write(offset, Buffer.alloc(length, value))
+        : act === 'zero'
+          ? client.writeZeroes(offset, length)
+          : client.trim(offset, length);
+    const done = submitted.then(
+      () => {
+        this.model.fill(value, offset, offset + length);
+      },
+      (error: unknown) => {
+        this.refused.push({ offset, length, error });
+      },
+    );
+    const entry = { offset, length, done };
+    this.#writing.add(entry);
+    void done.then(() => this.#writing.delete(entry));
+  }
+
+  /** Waits for the writes that are under way. */
+  async settled(): Promise<void> {
+    await Promise.all([...this.#writing].map(({ done }) => done));
+  }
+
+  async break(fault: DaemonFault): Promise<void> {
+    const { server, relay } = this;
+    if (fault === 'target full' && server.canBeFull) await server.fill();
+    else if (fault === 'wire cut off') relay.cutOff();
+    else if (fault === 'wire silent') relay.goSilent();
+    else if (fault === 'wire cut') relay.cut();
+    else {
+      await server.kill();
+      if (fault !== 'target killed') await server.restart();
+    }
+  }
+
+  async heal(): Promise<void> {
+    await this.server.empty();
+    await this.server.restart();
+    this.relay.mend();
+  }
+
+  /** Where a file is not what the client wrote; where that is not known, anything is right. */
+  async firstDifference(path: string, right: Buffer): Promise<number> {
+    const content = await readFile(path);
+    for (const { offset, length } of this.refused)
+      right.copy(content, offset, offset, offset + length);
+    return content.equals(right) ? -1 : content.findIndex((byte, at) => byte !== right[at]);
+  }
+
+  /** Ranges that the bitmap marks, as an NBD client sees them; the client must be silent. */
+  async marked(size: number): Promise<(offset: number) => boolean> {
+    const { qmp, paths } = this;
+    const exported = {
+      type: 'nbd',
+      id: 'marks',
+      'node-name': 'disk',
+      name: 'marks',
+      writable: true,
+    };
+    await qmp.execute('block-export-add', { ...exported, bitmaps: ['b'] });
+    const context = 'qemu:dirty-bitmap:b';
+    const client = await NbdClient.connect({
+      address: { type: 'unix', path: paths.nbd },
+      exportName: 'marks',
+      metaContexts: [context],
+    });
+    const bits: [number, boolean][] = [];
+    for (let at = 0; at < size; ) {
+      for (const { length, flags } of await client.blockStatus(at, size - at, { context })) {
+        bits.push([at, (flags & 1) !== 0]);
+        at += length;
+      }
+    }
+    await client.close();
+    await qmp.execute('block-export-del', { id: 'marks', mode: 'hard' });
+    return (offset) => bits.findLast(([start]) => start <= offset)?.[1] === true;
+  }
+}
+
+function daemonArguments(image: string, socket: string, sourceFails: boolean): string[] {
+  const bad = { event: 'none', iotype: 'read', sector: BAD_SECTOR, once: true, errno: 5 };
+  const bug = { driver: 'blkdebug', 'node-name': 'bug', image: 'file', 'inject-error': [bad] };
+  const raw = { driver: 'raw', 'node-name': 'disk', discard: 'unmap' };
+  return [
+    ...['--blockdev', `driver=file,node-name=file,filename=${image},discard=unmap`],
+    ...(sourceFails ? ['--blockdev', JSON.stringify({ ...bug, discard: 'unmap' })] : []),
+    ...['--blockdev', JSON.stringify({ ...raw, file: sourceFails ? 'bug' : 'file' })],
+    ...['--nbd-server', `addr.type=unix,addr.path=${socket}`],
+    ...['--export', 'type=nbd,id=disk,node-name=disk,name=disk,writable=on'],
+  ];
+}
