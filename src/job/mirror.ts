@@ -26,6 +26,7 @@ import {
   PERM_WRITE_UNCHANGED,
 } from '../block/permissions.js';
 import { BlockJob, type ErrorAction } from './block-job.js';
+import { CatchUp } from './catch-up.js';
 import { type CopyRates, watchConvergence } from './convergence.js';
 import { CopyLoop, type CopyLoopOptions, ZERO_RUN_MAX } from './copy-loop.js';
 import { cancelledError } from './job.js';
@@ -48,9 +49,7 @@ export const MIRROR_WINDOW_DEFAULT = 16 * CHUNK_LENGTH;
 const ZERO_RUN_GENTLE = 16 * 1024 * 1024;
 /** Dirty bytes that may be left for the drained section; its users wait that long. */
 const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
-/** Time that a writer gets to pause before little dirt counts as none, milliseconds. */
-const NEARLY_READY_MS = 250;
-/** Time for catching up before the drained section copies whatever is left, milliseconds. */
+/** Time for catching up with what was written before the job was finalized, milliseconds. */
 const CATCH_UP_MS = 5_000;
 
 export class MirrorJob extends BlockJob {
@@ -76,12 +75,11 @@ export class MirrorJob extends BlockJob {
   #pivot = false;
   /** The job's own bitmap says what there is to copy. */
   #began = false;
-  /** Since when, and since which write, no more than FINAL_DIRTY_MAX is dirty. */
-  #littleLeft: { readonly since: number; readonly generation: number } | undefined;
-  /** When the drained section copies whatever is left; set once the job is to end. */
-  #catchUpUntil: number | undefined;
-  /** An error that was not the end is that new: what it concerns is tried again. */
-  #troubleUntil = 0;
+  readonly #catchUp = new CatchUp({
+    small: FINAL_DIRTY_MAX,
+    dirty: () => this.#bitmap.count,
+    generation: () => this.source.writeGeneration,
+  });
   #wakeReady: (() => void) | undefined;
 
   /** @throws BlockError when the nodes can't be what they are meant to be; nothing has changed then */
@@ -199,7 +197,7 @@ export class MirrorJob extends BlockJob {
       await this.pausePoint();
       if (this.cancelled) return;
       if (this.#targetError !== undefined) throw this.#targetError.error;
-      if (this.#ending && this.#caughtUp) {
+      if (this.#ending && this.#catchUp.isDone()) {
         // Most of what the last flush would do, while users can still work.
         await this.flushUnderPolicy(() => this.#targetBackend.flush());
         return;
@@ -209,7 +207,7 @@ export class MirrorJob extends BlockJob {
           this.pauseRequested ||
           this.cancelled ||
           this.#targetError !== undefined ||
-          (this.#ending ? this.#caughtUp : this.#nearlyReady()),
+          (this.#ending ? this.#catchUp.isDone() : this.#nearlyReady()),
       );
       if (this.#ending) continue;
       if (this.state === 'running' && (end === 'clean' || this.#nearlyReady())) {
@@ -222,25 +220,9 @@ export class MirrorJob extends BlockJob {
   }
 
   #nearlyReady(): boolean {
-    if (this.state === 'running') return this.#keepsUp();
-    this.#littleLeft = undefined;
+    if (this.state === 'running') return this.#catchUp.keepsUp();
+    this.#catchUp.forget();
     return false;
-  }
-
-  /**
-   * A writer that never pauses leaves something dirty at every instant. When it keeps at it, and so
-   * little is left that the drained section at the end copies it in no time, that is in sync. What
-   * is left because it can't be copied is not.
-   */
-  #keepsUp(): boolean {
-    if (this.#bitmap.count > FINAL_DIRTY_MAX || this.#inTrouble) {
-      this.#littleLeft = undefined;
-      return false;
-    }
-    const generation = this.source.writeGeneration;
-    this.#littleLeft ??= { since: performance.now(), generation };
-    if (this.#littleLeft.generation === generation) return false;
-    return performance.now() - this.#littleLeft.since >= NEARLY_READY_MS;
   }
 
   /** Told to pivot, or to end with a copy, or broken off. */
@@ -248,23 +230,8 @@ export class MirrorJob extends BlockJob {
     return this.#pivot || this.cancelRequested;
   }
 
-  /** Little enough is left for the drained section at the end, and it is likely to go well. */
-  get #caughtUp(): boolean {
-    if (this.#bitmap.count === 0) return true;
-    if (this.#inTrouble) {
-      this.#catchUpUntil = undefined;
-      return false;
-    }
-    this.#catchUpUntil ??= performance.now() + CATCH_UP_MS;
-    return this.#keepsUp() || performance.now() > this.#catchUpUntil;
-  }
-
-  get #inTrouble(): boolean {
-    return performance.now() < this.#troubleUntil;
-  }
-
   protected override ioFailed(operation: 'read' | 'write', error: unknown): ErrorAction {
-    this.#troubleUntil = performance.now() + NEARLY_READY_MS;
+    this.#catchUp.noteTrouble();
     return super.ioFailed(operation, error);
   }
 

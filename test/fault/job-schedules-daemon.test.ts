@@ -220,7 +220,10 @@ class DaemonRun {
     for (const deadline = performance.now() + END_TIMEOUT_MS; !this.#over; await sleep(10)) {
       if (performance.now() > deadline) throw new Error(`the job hangs in state '${this.#state}'`);
       if (this.#ending === 'cancel-by-force') continue;
-      if (this.#state === 'paused' || this.#state === 'standby') await this.#say('resume');
+      if (this.#state === 'paused' || this.#state === 'standby') {
+        await this.#checkPaused();
+        await this.#say('resume');
+      }
       if (this.#state === 'running') await this.#say('fast');
       if (this.#state === 'ready' && !ended) {
         await this.#say(complete ? 'complete' : 'cancel');
@@ -238,6 +241,20 @@ class DaemonRun {
     await bench.settled();
     if (this.#state === 'concluded') await this.#say('dismiss');
     await waitUntil(() => this.#state === 'null', { what: () => 'the job to go' });
+  }
+
+  /** A query tells why it does not go on. */
+  async #checkPaused(): Promise<void> {
+    const [info] = await this.bench.qmp.execute<Record<string, unknown>[]>('query-block-jobs');
+    if (info?.status !== 'paused' && info?.status !== 'standby') return;
+    const since = this.heard.findLastIndex(
+      (entry) => entry.what === 'said' && entry.verb === 'resume',
+    );
+    const stopped = this.heard
+      .slice(since + 1)
+      .some((entry) => entry.what === 'error' && entry.action === 'stop');
+    expect(info.paused, 'paused').toBe(true);
+    if (stopped) expect(info['io-status']).toMatch(/^(failed|nospace)$/);
   }
 
   async #check(): Promise<void> {
