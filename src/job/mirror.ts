@@ -8,6 +8,8 @@
  * copied in the drained section in which the users are moved to the target, so no write is lost and
  * nobody notices.
  */
+
+import { BlockError } from '../base/errors.js';
 import type { MaybePromise } from '../base/maybe-promise.js';
 import { RateLimit } from '../base/rate-limit.js';
 import { BlockBackend } from '../block/backend.js';
@@ -47,6 +49,8 @@ const CHUNK_LENGTH = 256 * 1024;
 export const MIRROR_WINDOW_DEFAULT = 16 * CHUNK_LENGTH;
 /** Longest run that is zeroed at once while writes wait for copies of what they change, bytes. */
 const ZERO_RUN_GENTLE = 16 * 1024 * 1024;
+/** Time that users wait for the last copies at most, milliseconds; then the job fails. */
+const LAST_COPIES_MS = 30_000;
 /** Dirty bytes that may be left for the drained section; its users wait that long. */
 const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
 /** Time for catching up with what was written before the job was finalized, milliseconds. */
@@ -330,18 +334,33 @@ export class MirrorJob extends BlockJob {
       () => this.cancelled || this.#bitmap.count <= FINAL_DIRTY_MAX || performance.now() > deadline,
     );
     await this.flushUnderPolicy(() => this.#targetBackend.flush());
-    await this.#takeDown(async () => {
-      // Users wait: at full speed, and an error ends the job instead of being tried again.
-      const rest = this.#makeLoop(
-        { source: () => this.source, target: () => this.target },
-        { rate: new RateLimit(0, () => performance.now()) },
-      );
-      await rest.run(() => this.cancelled);
-      await this.flushUnderPolicy(() => this.target.flush());
-      this.#progress(0);
-      if (this.cancelled) throw cancelledError();
-      this.seal();
-    });
+    let late = false;
+    const timer = setTimeout(() => {
+      late = true;
+      this.target.cancelInFlight();
+    }, LAST_COPIES_MS);
+    try {
+      await this.#takeDown(() => this.#lastCopies(() => late));
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /**
+   * Users wait: at full speed, and an error ends the job instead of being tried again.
+   * @throws BlockError DF_TIMEOUT when it is late: users go back to the source
+   */
+  async #lastCopies(isLate: () => boolean): Promise<void> {
+    const rest = this.#makeLoop(
+      { source: () => this.source, target: () => this.target },
+      { rate: new RateLimit(0, () => performance.now()) },
+    );
+    await rest.run(() => this.cancelled || isLate());
+    if (isLate()) throw tooLate();
+    await this.flushUnderPolicy(() => this.target.flush());
+    this.#progress(0);
+    if (this.cancelled) throw cancelledError();
+    this.seal();
   }
 
   protected override async commit(): Promise<void> {
@@ -475,4 +494,9 @@ export class MirrorJob extends BlockJob {
     this.progressTotal =
       this.progressCurrent + this.#bitmap.count + (this.#loop?.bytesInFlight ?? 0);
   }
+}
+
+function tooLate(): BlockError {
+  const text = `the target took more than ${LAST_COPIES_MS / 1000} s for the last copies`;
+  return new BlockError('DF_TIMEOUT', text, { op: 'write', errno: 'ETIMEDOUT' });
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** What is said to a mirror, or goes wrong, while its end takes effect. */
 import { setImmediate as turn } from 'node:timers/promises';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { BlockBackend } from '../../../src/block/backend.js';
 import { addBitmap } from '../../../src/block/bitmap/node-bitmaps.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../src/block/permissions.js';
@@ -108,6 +108,40 @@ describe('a mirror whose end takes effect', () => {
     expect(job.error?.message).toBe('Operation canceled');
     expect(guest.root.node).toBe(source);
     expect([graph.nodes.length, source.trackers.length]).toEqual([2, 0]);
+  });
+});
+
+describe('a mirror whose target is silent while its users wait', () => {
+  it('fails after a while, and the users go on with the source', async () => {
+    const { registry, mirror, guest, copy, source } = await makeBench();
+    const job = await mirror({ autoFinalize: false });
+    await reached(registry, job, 'ready');
+    job.complete();
+    await reached(registry, job, 'pending');
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    onTestFinished(() => void vi.useRealTimers());
+    await guest.write(0, Buffer.alloc(GRANULE, 1));
+    let calls = 0;
+    const copied = new Promise<void>((entered) => {
+      const silent = new Promise<void>((_, reject) => {
+        Object.assign(copy, { cancelInFlight: () => reject(new Error('given up')) });
+      });
+      // The flush before is answered still.
+      copy.delay = async () => {
+        if (calls++ === 0) return;
+        entered();
+        await silent;
+      };
+    });
+    const finalized = job.finalize();
+    await copied;
+    const written = guest.write(GRANULE, Buffer.alloc(GRANULE, 2));
+    vi.advanceTimersByTime(30_000);
+    await finalized;
+    await job.concluded;
+    await written;
+    expect(job.error?.message).toBe('given up');
+    expect(guest.root.node).toBe(source);
   });
 });
 
