@@ -4,7 +4,7 @@
  * `DISKFERRY_SEED=n` runs one again, `DISKFERRY_SCHEDULES=n` more, `DISKFERRY_FIRST_SEED=n` others.
  */
 import { existsSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { waitUntil } from '../support/daemon.js';
@@ -344,7 +344,9 @@ class DaemonRun {
     ]);
     expect(exit, daemon.log).toEqual({ code: 0, signal: null });
     await bench.settled();
-    expect(existsSync(paths.nbd) || existsSync(daemon.qmpPath), 'a socket is left').toBe(false);
+    expect(await readdir(daemon.dir), 'files that are left').toEqual([]);
+    const sockets = [paths.nbd, paths.patient].filter((path) => existsSync(path));
+    expect(sockets, 'sockets that are left').toEqual([]);
     if (this.#pivotAsked) return;
     expect(await bench.firstDifference(paths.source, bench.model), 'the source').toBe(-1);
   }

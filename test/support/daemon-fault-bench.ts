@@ -49,7 +49,7 @@ export class DaemonFaultBench {
     readonly client: NbdClient,
     readonly server: TargetServer,
     readonly relay: CutRelay,
-    readonly paths: { readonly source: string; readonly target: string; readonly nbd: string },
+    readonly paths: Readonly<Record<'source' | 'target' | 'nbd' | 'patient', string>>,
     model: Buffer,
   ) {
     this.model = model;
@@ -57,9 +57,12 @@ export class DaemonFaultBench {
 
   static async start(scope: Scope, options: DaemonFaultOptions): Promise<DaemonFaultBench> {
     const dir = await scope.tempDir();
-    const [source, target, nbd] = ['source.img', 'target.img', 'nbd.sock'].map((name) =>
-      join(dir, name),
-    ) as [string, string, string];
+    const [source, target, nbd, patient] = [
+      'source.img',
+      'target.img',
+      'nbd.sock',
+      'patient.sock',
+    ].map((name) => join(dir, name)) as [string, string, string, string];
     const model = patternBytes(options.size, 4);
     model.fill(0, 0, 300_000);
     await writeFile(source, model);
@@ -69,20 +72,20 @@ export class DaemonFaultBench {
     const relay = await CutRelay.start(scope, join(dir, 'relay.sock'), server.socketPath);
     const daemon = await startDaemon(scope, [
       ...daemonArguments(source, nbd, options.sourceFails),
-      ...['--chardev', `socket,id=patient,path=${join(dir, 'patient.sock')},server=on,wait=off`],
+      ...['--chardev', `socket,id=patient,path=${patient},server=on,wait=off`],
       ...['--monitor', 'chardev=patient'],
     ]);
     const qmp = await daemon.qmp(scope);
-    const patient = await QmpClient.connect(join(dir, 'patient.sock'));
-    scope.defer(() => patient.close());
+    const second = await QmpClient.connect(patient);
+    scope.defer(() => second.close());
     const client = await NbdClient.connect({
       address: { type: 'unix', path: nbd },
       exportName: 'disk',
       connections: 1,
     });
     scope.defer(() => client.close());
-    const paths = { source, target, nbd };
-    return new DaemonFaultBench(daemon, qmp, patient, client, server, relay, paths, model);
+    const paths = { source, target, nbd, patient };
+    return new DaemonFaultBench(daemon, qmp, second, client, server, relay, paths, model);
   }
 
   /** Adds the node `target`. @param reconnectDelay seconds */
