@@ -24,7 +24,7 @@ export interface JobChoice {
   readonly speed: number;
   /** Mirror: when a write is done; a backup has none. */
   readonly copyMode: CopyMode | undefined;
-  /** Mirror: the users of another node than the source are moved. */
+  /** Mirror: the source is a filter, and the node below it is replaced. */
   readonly replaces: boolean;
   /** Backup: what fails when old content can't be saved. */
   readonly onCbwError: 'break-guest-write' | 'break-snapshot';
