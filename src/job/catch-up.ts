@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 /** Judges whether a mirror is as good as in sync with a source that is being written to. */
+import { BlockError } from '../base/errors.js';
 
 /** Time that a writer gets to pause before little dirt counts as none, milliseconds. */
 const NEARLY_READY_MS = 250;
+/** Time that users wait for the last copies at most, milliseconds; then the job fails. */
+export const LAST_COPIES_MS = 30_000;
 /** Time for catching up before the drained section copies whatever is left, milliseconds. */
 const CATCH_UP_MS = 5_000;
 
@@ -67,4 +70,10 @@ export class CatchUp {
   get #inTrouble(): boolean {
     return performance.now() < this.#troubleUntil;
   }
+}
+
+/** DF_TIMEOUT: users have waited for LAST_COPIES_MS. */
+export function lastCopiesLate(): BlockError {
+  const text = `the target took more than ${LAST_COPIES_MS / 1000} s for the last copies`;
+  return new BlockError('DF_TIMEOUT', text, { op: 'write', errno: 'ETIMEDOUT' });
 }

@@ -9,7 +9,6 @@
  * nobody notices.
  */
 
-import { BlockError } from '../base/errors.js';
 import type { MaybePromise } from '../base/maybe-promise.js';
 import { RateLimit } from '../base/rate-limit.js';
 import { BlockBackend } from '../block/backend.js';
@@ -28,7 +27,7 @@ import {
   PERM_WRITE_UNCHANGED,
 } from '../block/permissions.js';
 import { BlockJob, type ErrorAction } from './block-job.js';
-import { CatchUp } from './catch-up.js';
+import { CatchUp, LAST_COPIES_MS, lastCopiesLate } from './catch-up.js';
 import { type CopyRates, watchConvergence } from './convergence.js';
 import { CopyLoop, type CopyLoopOptions, ZERO_RUN_MAX } from './copy-loop.js';
 import { cancelledError } from './job.js';
@@ -49,8 +48,6 @@ const CHUNK_LENGTH = 256 * 1024;
 export const MIRROR_WINDOW_DEFAULT = 16 * CHUNK_LENGTH;
 /** Longest run that is zeroed at once while writes wait for copies of what they change, bytes. */
 const ZERO_RUN_GENTLE = 16 * 1024 * 1024;
-/** Time that users wait for the last copies at most, milliseconds; then the job fails. */
-const LAST_COPIES_MS = 30_000;
 /** Dirty bytes that may be left for the drained section; its users wait that long. */
 const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
 /** Time for catching up with what was written before the job was finalized, milliseconds. */
@@ -356,7 +353,7 @@ export class MirrorJob extends BlockJob {
       { rate: new RateLimit(0, () => performance.now()) },
     );
     await rest.run(() => this.cancelled || isLate());
-    if (isLate()) throw tooLate();
+    if (isLate()) throw lastCopiesLate();
     await this.flushUnderPolicy(() => this.target.flush());
     this.#progress(0);
     if (this.cancelled) throw cancelledError();
@@ -494,9 +491,4 @@ export class MirrorJob extends BlockJob {
     this.progressTotal =
       this.progressCurrent + this.#bitmap.count + (this.#loop?.bytesInFlight ?? 0);
   }
-}
-
-function tooLate(): BlockError {
-  const text = `the target took more than ${LAST_COPIES_MS / 1000} s for the last copies`;
-  return new BlockError('DF_TIMEOUT', text, { op: 'write', errno: 'ETIMEDOUT' });
 }
