@@ -187,6 +187,11 @@ export const BlockdevOptionsNbd = struct('BlockdevOptionsNbd', {
   members: {
     server: required(SocketAddress, 'address of the server'),
     export: optional(str, 'name of the export', { default: 'the empty name' }),
+    'tls-hostname': optional(
+      str,
+      "name that the server's certificate has to be for; without TLS only the empty one is taken",
+      { default: 'the empty name' },
+    ),
     'x-dirty-bitmap': optional(
       str,
       'meta context whose marks block status reports instead of base:allocation',

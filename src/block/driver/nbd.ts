@@ -155,6 +155,7 @@ function limitsOf(client: NbdClient): BlockLimits {
 interface NbdOptions {
   readonly server: Readonly<Record<string, unknown>>;
   readonly export?: string;
+  readonly 'tls-hostname'?: string;
   readonly 'x-dirty-bitmap'?: string;
   readonly 'reconnect-delay'?: number;
   readonly 'open-timeout'?: number;
@@ -203,6 +204,7 @@ function parseName(name: string): ReturnType<typeof parseNbdTarget> {
 async function openNbd(given: DriverOptions, context: OpenContext): Promise<BlockDriver> {
   const options = given as unknown as NbdOptions;
   const address = parseServer(options.server);
+  checkTlsHostname(options['tls-hostname']);
   const exportName = options.export ?? '';
   const statusContext = options['x-dirty-bitmap'] ?? BASE_ALLOCATION;
   const { connections } = options;
@@ -231,6 +233,12 @@ function checkAccess(client: NbdClient, context: OpenContext): boolean {
   if (!client.capabilities.readOnly || context.readOnly) return client.capabilities.readOnly;
   if (context.autoReadOnly) return true;
   throw new BlockError('DF_READ_ONLY', 'request for write access denied');
+}
+
+/** Managers pass an empty name where there is no TLS, meaning that nothing is to be checked. */
+function checkTlsHostname(name: string | undefined): void {
+  if (name === undefined || name === '') return;
+  throw new BlockError('DF_NOT_SUPPORTED', `tls-hostname '${name}' without TLS checks nothing`);
 }
 
 function checkContext(client: NbdClient, wanted: string | undefined): void {

@@ -135,6 +135,15 @@ describe('nbd', () => {
     );
   });
 
+  it('takes an empty tls-hostname, as managers pass it, and no other', async () => {
+    const scope = testScope();
+    const { close } = await open(scope, {}, { 'tls-hostname': '' });
+    await close();
+    await expect(open(scope, {}, { 'tls-hostname': 'storage1' })).rejects.toThrow(
+      "tls-hostname 'storage1' without TLS checks nothing",
+    );
+  });
+
   it('refuses to write a read-only export unless auto-read-only is set', async () => {
     const scope = testScope();
     const flags = 0xcef;
