@@ -26,6 +26,11 @@ export function daemonCommand(): { program: string; args: string[] } {
   return { program: process.execPath, args: [launcher] };
 }
 
+function commandLine(): string[] {
+  const { program, args } = daemonCommand();
+  return [program, ...args];
+}
+
 export interface Exit {
   readonly code: number | null;
   readonly signal: NodeJS.Signals | null;
@@ -129,6 +134,8 @@ export class Daemon {
 }
 
 export interface DaemonOptions {
+  /** Another program with the same options instead, and what goes before them. */
+  readonly command?: readonly string[];
   /** Leave out the monitor at `daemon.qmpPath`. */
   readonly withoutMonitor?: boolean;
   readonly env?: Readonly<Record<string, string>>;
@@ -150,7 +157,8 @@ export async function startDaemon(
   const dir = await scope.tempDir();
   const qmpPath = join(dir, 'qmp.sock');
   const pidfile = join(dir, 'pid');
-  const { program, args: first } = daemonCommand();
+  const [program, ...first] = options.command ?? commandLine();
+  if (program === undefined) throw new Error('no program to start');
   // Options are carried out in their order, so the monitor's socket comes after all that `args` asks.
   const monitor = options.withoutMonitor
     ? []

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The dialogues of storage managers, replayed: this daemon against itself, with QEMU at either end,
+ * and QEMU alone, which shows that the dialogue is what QEMU does.
+ */
+import { readdirSync, readFileSync } from 'node:fs';
+import { describe, it } from 'vitest';
+import { FlowReplay, type Player } from '../../support/flow-replay.js';
+import { type FlowLine, parseFlow } from '../../support/flow-text.js';
+import { testScope } from '../../support/temp.js';
+
+const FOLDER = new URL('.', import.meta.url);
+const OURS = 'diskferryd';
+const QEMU = 'qemu-storage-daemon';
+
+interface Cast {
+  readonly src: Player;
+  readonly dst?: Player;
+}
+
+/** Every pairing, or what the line `% only SRC [DST]` says. */
+function castsOf(lines: readonly FlowLine[]): Cast[] {
+  const steps = lines.map(({ step }) => step);
+  const chosen = steps.flatMap((step) =>
+    step.kind === 'verb' && step.verb === 'only' ? [step.words as readonly Player[]] : [],
+  );
+  const casts = chosen.map(([src = OURS, dst]) => ({ src, ...(dst ? { dst } : {}) }));
+  if (casts.length > 0) return casts;
+  const two = steps.some((step) => 'side' in step && step.side === 'dst');
+  if (!two) return [{ src: OURS }, { src: QEMU }];
+  return [
+    { src: OURS, dst: OURS },
+    { src: OURS, dst: QEMU },
+    { src: QEMU, dst: OURS },
+    { src: QEMU, dst: QEMU },
+  ];
+}
+
+const flows = readdirSync(FOLDER).filter((name) => name.endsWith('.flow'));
+
+describe.each(flows)('%s', (name) => {
+  const lines = parseFlow(readFileSync(new URL(name, FOLDER), 'utf8'));
+  it.each(castsOf(lines))(
+    'goes on as written: $src $dst',
+    async ({ src, dst }) => {
+      const replay = await FlowReplay.start(testScope(), { src, ...(dst ? { dst } : {}) });
+      await replay.play(lines);
+    },
+    60_000,
+  );
+});

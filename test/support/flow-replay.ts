@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: MIT
+import { existsSync } from 'node:fs';
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Daemon, startDaemon, waitUntil } from './daemon.js';
+import {
+  type FlowLine,
+  type FlowStep,
+  holds,
+  type Json,
+  type JsonObject,
+  parseExact,
+  type Side,
+} from './flow-text.js';
+import { MIB, makeImage } from './images.js';
+import { runPeer, spawnTracked } from './peers.js';
+import type { QmpClient } from './qmp-client.js';
+import type { Scope } from './temp.js';
+
+/** Who plays a side. */
+export type Player = 'diskferryd' | 'qemu-storage-daemon' | 'qemu-system';
+
+interface SeenEvent {
+  readonly name: string;
+  readonly data: JsonObject;
+  /** Place among all lines of its monitor. */
+  readonly at: number;
+}
+
+/** Which thing an event is about: order counts within one, not between them. */
+function subjectOf(name: string, data: JsonObject): string {
+  if (/^(BLOCK_)?JOB_/.test(name)) return `job ${String(data.device ?? data.id)}`;
+  return `${name} ${String(data.id ?? '')}`;
+}
+
+/** One program in the dialogue: its monitor, read line by line. */
+class Peer {
+  /** Nodes and exports that the setting made, and that may be there at the end. */
+  readonly nodes = new Set<string>();
+  readonly exports = new Set<string>();
+  readonly #seen = new Map<string, SeenEvent[]>();
+  #read = 0;
+  #replyAt = 0;
+
+  constructor(
+    readonly daemon: Daemon,
+    readonly qmp: QmpClient,
+  ) {}
+
+  /** Sends a command as the text has it. @returns its reply */
+  async ask(name: string, args: string): Promise<JsonObject> {
+    const given = args === '' ? '' : `, "arguments": ${args}`;
+    this.qmp.send(`{"execute": "${name}"${given}}\n`);
+    await this.qmp.nextReply(name);
+    const isReply = (line: string): boolean => /^\{"(return|error)"/.test(line);
+    this.#replyAt = this.qmp.lines.findLastIndex(isReply);
+    return parseExact(this.qmp.lines[this.#replyAt] ?? '') as JsonObject;
+  }
+
+  /** Asks what must work. */
+  async result(name: string, args: object = {}): Promise<Json> {
+    const reply = await this.ask(name, JSON.stringify(args));
+    if (reply.error !== undefined) throw new Error(`${name}: ${JSON.stringify(reply.error)}`);
+    return reply.return ?? null;
+  }
+
+  /** The next event of a thing, come or to come. @param take false: leave it for the next step */
+  async next(subject: string, options: { readonly take: boolean }): Promise<SeenEvent> {
+    await waitUntil(() => this.#pending(subject).length > 0, {
+      what: () => `an event of ${subject}; the last lines were\n${this.#lastLines()}`,
+    });
+    const queue = this.#pending(subject);
+    const [event] = options.take ? queue.splice(0, 1) : queue;
+    if (event === undefined) throw new Error(`the event of ${subject} is gone`);
+    return event;
+  }
+
+  /** @throws Error when the event came after the reply to the last command */
+  checkBeforeReply({ name, data, at }: SeenEvent): void {
+    if (at < this.#replyAt) return;
+    throw new Error(`${name} ${JSON.stringify(data)} came after the reply`);
+  }
+
+  /** Events that no step expected. */
+  unexpected(): SeenEvent[] {
+    this.#pending('');
+    return [...this.#seen.values()].flat();
+  }
+
+  #lastLines(): string {
+    return this.qmp.lines.slice(-8).join('\n');
+  }
+
+  #pending(subject: string): SeenEvent[] {
+    for (; this.#read < this.qmp.lines.length; this.#read++) {
+      const message = parseExact(this.qmp.lines[this.#read] ?? '{}') as JsonObject;
+      if (message.event === undefined) continue;
+      const name = String(message.event);
+      const data = (message.data ?? {}) as JsonObject;
+      const about = subjectOf(name, data);
+      const queue = this.#seen.get(about) ?? [];
+      this.#seen.set(about, queue);
+      queue.push({ name, data, at: this.#read });
+    }
+    return this.#seen.get(subject) ?? [];
+  }
+}
+
+async function startPlayer(scope: Scope, player: Player): Promise<Peer> {
+  if (player === 'qemu-system') {
+    const dir = await scope.tempDir();
+    const path = join(dir, 'qmp.sock');
+    const child = spawnTracked('qemu-system-x86_64', [
+      ...['-machine', 'none', '-accel', 'tcg', '-S', '-nodefaults', '-display', 'none'],
+      ...['-qmp', `unix:${path},server=on,wait=off`],
+    ]);
+    const daemon = new Daemon(child, dir, path);
+    scope.defer(() => daemon.stop());
+    await waitUntil(() => existsSync(path), { what: () => `QEMU to start; ${daemon.log}` });
+    return new Peer(daemon, await daemon.qmp(scope));
+  }
+  const command = player === 'diskferryd' ? {} : { command: [player] };
+  const daemon = await startDaemon(scope, [], command);
+  return new Peer(daemon, await daemon.qmp(scope));
+}
+
+/** Plays one dialogue between two programs, or with one, each started for it. */
+export class FlowReplay {
+  readonly #peers = new Map<Side, Peer>();
+  #reply: { readonly of: string; readonly message: JsonObject } | undefined;
+
+  private constructor(
+    readonly scope: Scope,
+    readonly dir: string,
+  ) {}
+
+  static async start(scope: Scope, players: Readonly<Partial<Record<Side, Player>>>) {
+    const replay = new FlowReplay(scope, await scope.tempDir());
+    for (const side of ['src', 'dst'] as const) {
+      const player = players[side];
+      if (player) replay.#peers.set(side, await startPlayer(scope, player));
+    }
+    return replay;
+  }
+
+  /** @throws Error that names the line and what came instead */
+  async play(lines: readonly FlowLine[]): Promise<void> {
+    for (const [at, { text, step }] of lines.entries()) {
+      try {
+        await this.#step(step);
+        const next = lines[at + 1]?.step.kind;
+        if (next !== 'returns' && next !== 'fails') this.#checkPlainReply();
+      } catch (cause) {
+        const reason = cause instanceof Error ? cause.message : String(cause);
+        throw new Error(`at "${text}": ${reason}`, { cause });
+      }
+    }
+    for (const [side, peer] of this.#peers) await this.#checkNothingLeft(side, peer);
+  }
+
+  #peer(side: string | undefined): Peer {
+    const peer = this.#peers.get(side as Side);
+    if (peer === undefined) throw new Error(`nobody plays ${side}`);
+    return peer;
+  }
+
+  async #step(step: FlowStep): Promise<void> {
+    switch (step.kind) {
+      case 'command': {
+        const args = await this.#filled(step.args);
+        const message = await this.#peer(step.side).ask(step.name, args);
+        this.#reply = { of: step.name, message };
+        return;
+      }
+      case 'returns':
+        return this.#checkReturn(step);
+      case 'fails': {
+        const { class: errorClass, desc } = step;
+        const wanted = { class: errorClass, desc: await this.#filled(desc) };
+        const error = this.#takeReply().error;
+        if (!holds(error, wanted)) throw new Error(`the error was ${JSON.stringify(error)}`);
+        return;
+      }
+      case 'states':
+        return this.#states(step);
+      case 'event': {
+        const peer = this.#peer(step.side);
+        const seen = await peer.next(subjectOf(step.name, step.data), { take: true });
+        if (seen.name !== step.name || !holds(seen.data, step.data)) {
+          throw new Error(`the event was ${seen.name} ${JSON.stringify(seen.data)}`);
+        }
+        if (step.beforeReply) peer.checkBeforeReply(seen);
+        return;
+      }
+      case 'verb':
+        return this.#verb(step.verb, step.words);
+    }
+  }
+
+  /** $DIR: the folder of the images; $PORT: where the destination's server listens. */
+  async #filled(text: string): Promise<string> {
+    const filled = text.replaceAll('$DIR', this.dir);
+    if (!filled.includes('$PORT')) return filled;
+    const [port] = await this.#peer('dst').daemon.tcpPorts();
+    return filled.replaceAll('$PORT', String(port));
+  }
+
+  #takeReply(): JsonObject {
+    const message = this.#reply?.message;
+    this.#reply = undefined;
+    if (message === undefined) throw new Error('no command before');
+    return message;
+  }
+
+  /** A reply of which the text says nothing. */
+  #checkPlainReply(): void {
+    if (this.#reply === undefined) return;
+    const { of: name } = this.#reply;
+    const message = this.#takeReply();
+    const empty = JSON.stringify(message.return) === '{}';
+    if (message.return === undefined || !(empty || name.startsWith('query-'))) {
+      throw new Error(`${name} answered ${JSON.stringify(message)}`);
+    }
+  }
+
+  #checkReturn({ value, has }: { readonly value: Json; readonly has: boolean }): void {
+    const message = this.#takeReply();
+    const items = message.return as readonly Json[];
+    const found = has
+      ? (value as readonly Json[]).every((wanted) => items.some((item) => holds(item, wanted)))
+      : holds(message.return, value);
+    if (!found) throw new Error(`the answer was ${JSON.stringify(message)}`);
+  }
+
+  async #states(step: Extract<FlowStep, { kind: 'states' }>): Promise<void> {
+    const peer = this.#peer(step.side);
+    const subject = `job ${step.job}`;
+    for (const { states, optional } of step.states) {
+      for (const [at, state] of states.entries()) {
+        const seen = await peer.next(subject, { take: false });
+        const came = seen.name === 'JOB_STATUS_CHANGE' && seen.data.status === state;
+        if (!came && optional && at === 0) break;
+        if (!came) {
+          throw new Error(`instead of ${state} came ${seen.name} ${JSON.stringify(seen.data)}`);
+        }
+        await peer.next(subject, { take: true });
+        if (step.beforeReply) peer.checkBeforeReply(seen);
+      }
+    }
+  }
+
+  async #verb(verb: string, words: readonly string[]): Promise<void> {
+    const [first = '', second = '', third = ''] = words;
+    const path = (name: string): string => join(this.dir, name);
+    switch (verb) {
+      case 'only': // who plays: read by the test before the start
+        return;
+      case 'disk': // SIDE PREFIX FILE: a disk with data as a file node and a raw node
+      case 'stale': // the same, full of other bytes, which show what a job left out
+        return this.#addDisk({ side: first, prefix: second, file: third, stale: verb === 'stale' });
+      case 'image': // FILE: only the file, full of other bytes
+        return writeFile(path(first), STALE);
+      case 'guest': // SIDE NODE: an export over which `io` writes
+        return this.#addGuest(first, second);
+      case 'io': // SIDE COMMANDS: of qemu-io, what the guest does
+        return this.#guestIo(first, words.slice(1));
+      case 'peek': // SOCKET EXPORT COMMANDS: the same by any export
+        return this.#io(`nbd+unix:///${second}?socket=${path(first)}`, words.slice(2));
+      case 'keep': // FILE COPY: keep what the disk is now
+        return writeFile(path(second), await readFile(path(first)));
+      case 'same': // FILE FILE: they hold the same bytes
+        return this.#same(path(first), path(second));
+      case 'free': // FILES: nobody has them locked
+        for (const name of words)
+          await runPeer('qemu-io', ['-f', 'raw', '-c', 'flush', path(name)]);
+        return;
+      case 'left': // SIDE NODES: may be there at the end
+        for (const name of words.slice(1)) this.#peer(first).nodes.add(name);
+        return;
+      default:
+        throw new Error('no such verb');
+    }
+  }
+
+  async #addDisk(disk: { side: string; prefix: string; file: string; stale: boolean }) {
+    const filename = join(this.dir, disk.file);
+    if (disk.stale) await writeFile(filename, STALE);
+    else await makeImage(filename, { size: DISK_BYTES, data: DISK_DATA });
+    const peer = this.#peer(disk.side);
+    const [file, node] = [`${disk.prefix}-storage`, `${disk.prefix}-format`];
+    const common = { discard: 'unmap', 'read-only': false };
+    await peer.result('blockdev-add', { driver: 'file', 'node-name': file, filename, ...common });
+    await peer.result('blockdev-add', { driver: 'raw', 'node-name': node, file, ...common });
+    peer.nodes.add(file).add(node);
+  }
+
+  async #addGuest(side: string, node: string): Promise<void> {
+    const peer = this.#peer(side);
+    const data = { path: this.#guestSocket(side) };
+    await peer.ask('nbd-server-start', JSON.stringify({ addr: { type: 'unix', data } }));
+    const id = `guest-${node}`;
+    await peer.result('block-export-add', {
+      ...{ type: 'nbd', id, name: 'guest', 'node-name': node, writable: true },
+    });
+    peer.exports.add(id);
+  }
+
+  #guestSocket(side: string): string {
+    return join(this.dir, `${side}-guest.sock`);
+  }
+
+  async #guestIo(side: string, commands: readonly string[]): Promise<void> {
+    const uri = `nbd+unix:///guest?socket=${this.#guestSocket(side)}`;
+    await this.#io(uri, [...commands, 'flush']);
+  }
+
+  async #io(uri: string, commands: readonly string[]): Promise<void> {
+    const steps = commands.flatMap((command) => ['-c', command]);
+    const { stdout } = await runPeer('qemu-io', ['-d', 'unmap', '-f', 'raw', ...steps, uri]);
+    if (/failed/.test(stdout)) throw new Error(stdout);
+  }
+
+  async #same(left: string, right: string): Promise<void> {
+    const [a, b] = await Promise.all([readFile(left), readFile(right)]);
+    if (a.equals(b)) return;
+    throw new Error(`first difference at byte ${a.findIndex((byte, i) => byte !== b[i])}`);
+  }
+
+  async #checkNothingLeft(side: Side, peer: Peer): Promise<void> {
+    const events = peer.unexpected();
+    if (events.length > 0) throw new Error(`${side}: nobody expected ${JSON.stringify(events)}`);
+    const names = async (command: string, key: string): Promise<string[]> =>
+      ((await peer.result(command)) as JsonObject[]).map((item) => String(item[key]));
+    const left = [
+      ...(await names('query-jobs', 'id')),
+      ...(await names('query-block-exports', 'id')).filter((id) => !peer.exports.has(id)),
+      ...(await names('query-named-block-nodes', 'node-name')).filter((n) => !peer.nodes.has(n)),
+    ];
+    if (left.length > 0) throw new Error(`${side} still has ${left.join(', ')}`);
+  }
+}
+
+const DISK_BYTES = 8 * MIB;
+const DISK_DATA = [
+  { offset: 0, length: 3 * MIB },
+  { offset: 6 * MIB, length: 2 * MIB },
+];
+const STALE = Buffer.alloc(DISK_BYTES, 0xa5);
