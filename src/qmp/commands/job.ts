@@ -30,7 +30,7 @@ export function registerBlockJobs(registry: CommandRegistry, jobs: JobRegistry):
   registry.register(blockJob.BLOCK_JOB_PAUSE, ({ device }) => find(device).pause());
   registry.register(blockJob.BLOCK_JOB_RESUME, ({ device }) => find(device).resume());
   registry.register(blockJob.BLOCK_JOB_CANCEL, ({ device, force = false }) =>
-    find(device).cancel({ force }),
+    cancelBlockJob(find(device), { force }),
   );
   registry.register(blockJob.BLOCK_JOB_COMPLETE, ({ device }) => find(device).complete());
   registry.register(blockJob.BLOCK_JOB_DISMISS, ({ id }) => find(id).dismiss());
@@ -40,6 +40,15 @@ export function registerBlockJobs(registry: CommandRegistry, jobs: JobRegistry):
   );
   registry.register(blockJob.BLOCK_JOB_CHANGE, (args) => changeJob(find(args.id), args));
   registry.register(blockJob.QUERY_BLOCK_JOBS, () => jobs.blockJobs.map(describeBlockJob));
+}
+
+/** @throws BlockError when the user, or an error, has paused the job and `force` is not given */
+function cancelBlockJob(job: BlockJob, options: { readonly force: boolean }): void {
+  if (job.userPaused && !options.force) {
+    const reason = `The block job for device '${job.id}' is currently paused`;
+    throw new BlockError('DF_INVALID', reason);
+  }
+  job.cancel(options);
 }
 
 /** Turns the lives of jobs into events; returns what ends that. */
