@@ -45,7 +45,8 @@ export async function describeNode(
     },
     write_threshold: node.writeThreshold,
     ...(node.active ? {} : { active: false }),
-    ...(bitmaps.length > 0 ? { 'dirty-bitmaps': bitmaps.map(describeBitmap) } : {}),
+    // The newest first, as QEMU lists them.
+    ...(bitmaps.length > 0 ? { 'dirty-bitmaps': bitmaps.toReversed().map(describeBitmap) } : {}),
   };
 }
 
