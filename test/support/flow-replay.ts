@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
+import type { ChildProcess } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Daemon, startDaemon, waitUntil } from './daemon.js';
 import {
@@ -12,7 +13,7 @@ import {
   parseExact,
   type Side,
 } from './flow-text.js';
-import { MIB, makeImage } from './images.js';
+import { MIB, makeImage, readRange } from './images.js';
 import { runPeer, spawnTracked } from './peers.js';
 import type { QmpClient } from './qmp-client.js';
 import type { Scope } from './temp.js';
@@ -127,6 +128,7 @@ async function startPlayer(scope: Scope, player: Player): Promise<Peer> {
 /** Plays one dialogue between two programs, or with one, each started for it. */
 export class FlowReplay {
   readonly #peers = new Map<Side, Peer>();
+  readonly #servers = new Map<string, ChildProcess>();
   #reply: { readonly of: string; readonly message: JsonObject } | undefined;
 
   private constructor(
@@ -268,12 +270,16 @@ export class FlowReplay {
         return this.#io(`nbd+unix:///${second}?socket=${path(first)}`, words.slice(2));
       case 'keep': // FILE COPY: keep what the disk is now
         return writeFile(path(second), await readFile(path(first)));
-      case 'same': // FILE FILE: they hold the same bytes
-        return this.#same(path(first), path(second));
+      case 'same': // FILE FILE [OFFSET LENGTH]: they hold the same bytes
+        return this.#same(path(first), path(second), words.slice(2).map(Number));
       case 'free': // FILES: nobody has them locked
         for (const name of words)
           await runPeer('qemu-io', ['-f', 'raw', '-c', 'flush', path(name)]);
         return;
+      case 'serve': // FILE SOCKET: by qemu-nbd, under the file's name
+        return this.#serve(first, path(second));
+      case 'kill': // SOCKET: the server that listens there
+        return this.#kill(path(first));
       case 'left': // SIDE NODES: may be there at the end
         for (const name of words.slice(1)) this.#peer(first).nodes.add(name);
         return;
@@ -316,14 +322,46 @@ export class FlowReplay {
 
   async #io(uri: string, commands: readonly string[]): Promise<void> {
     const steps = commands.flatMap((command) => ['-c', command]);
-    const { stdout } = await runPeer('qemu-io', ['-d', 'unmap', '-f', 'raw', ...steps, uri]);
+    const access = commands.every((command) => command.startsWith('read')) ? ['-r'] : [];
+    const { stdout } = await runPeer('qemu-io', [
+      ...access,
+      '-d',
+      'unmap',
+      '-f',
+      'raw',
+      ...steps,
+      uri,
+    ]);
     if (/failed/.test(stdout)) throw new Error(stdout);
   }
 
-  async #same(left: string, right: string): Promise<void> {
-    const [a, b] = await Promise.all([readFile(left), readFile(right)]);
+  async #serve(name: string, socket: string): Promise<void> {
+    const args = ['-f', 'raw', '-t', '-k', socket, '-x', name, join(this.dir, name)];
+    const child = spawnTracked('qemu-nbd', args, { stdio: 'ignore' });
+    this.#servers.set(socket, child);
+    this.scope.defer(() => child.kill('SIGKILL'));
+    await waitUntil(() => existsSync(socket), { what: () => `qemu-nbd on ${socket}` });
+  }
+
+  async #kill(socket: string): Promise<void> {
+    const child = this.#servers.get(socket);
+    if (child === undefined) throw new Error(`nobody serves ${socket}`);
+    const ended = new Promise((resolve) => child.once('close', resolve));
+    child.kill('SIGKILL');
+    await ended;
+    await rm(socket);
+  }
+
+  async #same(left: string, right: string, range: readonly number[]): Promise<void> {
+    const [offset = 0, length = DISK_BYTES] = range;
+    const [a, b] = await Promise.all([
+      readRange(left, offset, length),
+      readRange(right, offset, length),
+    ]);
     if (a.equals(b)) return;
-    throw new Error(`first difference at byte ${a.findIndex((byte, i) => byte !== b[i])}`);
+    throw new Error(
+      `first difference after ${offset}, at ${a.findIndex((byte, i) => byte !== b[i])}`,
+    );
   }
 
   async #checkNothingLeft(side: Side, peer: Peer): Promise<void> {

@@ -113,7 +113,10 @@ function parseStates(text: string): StateWord[] {
   );
 }
 
-/** True when `actual` has all that `wanted` has; lists have to be of one length. */
+/**
+ * True when `actual` has all that `wanted` has; lists have to be of one length, and a text that
+ * starts with ~ is a regular expression.
+ */
 export function holds(actual: Json | undefined, wanted: Json): boolean {
   if (Array.isArray(wanted)) {
     return (
@@ -121,6 +124,9 @@ export function holds(actual: Json | undefined, wanted: Json): boolean {
       actual.length === wanted.length &&
       wanted.every((item: Json, i) => holds(actual[i] as Json, item))
     );
+  }
+  if (typeof wanted === 'string' && wanted.startsWith('~')) {
+    return typeof actual === 'string' && new RegExp(wanted.slice(1)).test(actual);
   }
   if (typeof wanted !== 'object' || wanted === null) return actual === wanted;
   if (typeof actual !== 'object' || actual === null || Array.isArray(actual)) return false;

@@ -13,6 +13,8 @@ const FOLDER = new URL('.', import.meta.url);
 const OURS = 'diskferryd';
 const QEMU = 'qemu-storage-daemon';
 
+const TIMEOUT_MS = 60_000;
+
 interface Cast {
   readonly src: Player;
   readonly dst?: Player;
@@ -40,12 +42,13 @@ const flows = readdirSync(FOLDER).filter((name) => name.endsWith('.flow'));
 
 describe.each(flows)('%s', (name) => {
   const lines = parseFlow(readFileSync(new URL(name, FOLDER), 'utf8'));
-  it.each(castsOf(lines))(
-    'goes on as written: $src $dst',
-    async ({ src, dst }) => {
-      const replay = await FlowReplay.start(testScope(), { src, ...(dst ? { dst } : {}) });
+  const casts = castsOf(lines).map((cast) => ({ cast, players: Object.values(cast).join(', ') }));
+  it.each(casts)(
+    'goes on as written: $players',
+    async ({ cast }) => {
+      const replay = await FlowReplay.start(testScope(), cast);
       await replay.play(lines);
     },
-    60_000,
+    TIMEOUT_MS,
   );
 });
