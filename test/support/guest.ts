@@ -162,6 +162,8 @@ export async function makeGuest(scope: Scope, testBody: string): Promise<GuestFi
 export interface GuestRun {
   /** Value of `-blockdev` for the root disk; its node-name has to be `root`. */
   readonly rootBlockdev: string;
+  /** The same for a second disk, /dev/vdb; its node-name has to be `data`. */
+  readonly dataBlockdev?: string;
   /** Become shell variables in the guest. */
   readonly variables: Readonly<Record<string, string | number>>;
 }
@@ -169,6 +171,10 @@ export interface GuestRun {
 /** Boots the guest without KVM and waits for it to power off. @returns its serial console */
 export async function runGuest(files: GuestFiles, run: GuestRun): Promise<string> {
   const variables = Object.entries(run.variables).map(([name, value]) => `df.${name}=${value}`);
+  const data =
+    run.dataBlockdev === undefined
+      ? []
+      : ['-blockdev', run.dataBlockdev, '-device', 'virtio-blk-pci,drive=data'];
   const { stdout } = await runPeer(
     'qemu-system-x86_64',
     [
@@ -177,6 +183,7 @@ export async function runGuest(files: GuestFiles, run: GuestRun): Promise<string
       ...['-kernel', files.kernel, '-initrd', files.initramfs],
       ...['-append', `console=ttyS0 panic=-1 mitigations=off quiet ${variables.join(' ')}`],
       ...['-blockdev', run.rootBlockdev, '-device', 'virtio-blk-pci,drive=root'],
+      ...data,
       ...['-netdev', 'user,id=net', '-device', 'virtio-net-pci,netdev=net,romfile='],
     ],
     { timeoutMs: GUEST_TIMEOUT_MS },
