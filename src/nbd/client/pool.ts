@@ -9,7 +9,11 @@
  */
 import { NBD_FLAG_CAN_MULTI_CONN } from '../../../protocol/nbd/constants.js';
 import { BlockError, toError } from '../../base/errors.js';
-import { NBD_CLIENT_ATTEMPTS_MAX, NBD_GIVE_UP_MS } from '../../base/limits.js';
+import {
+  NBD_CLIENT_ATTEMPTS_MAX,
+  NBD_GIVE_UP_MS,
+  NBD_RECONNECT_PAUSE_MIN_MS,
+} from '../../base/limits.js';
 import { type ConnectionEvents, type ConnectOptions, NbdConnection } from './connection.js';
 import { ConnectionGrowth } from './growth.js';
 import type { NbdSession } from './negotiate.js';
@@ -286,7 +290,8 @@ export class ConnectionPool implements ConnectionEvents {
     }
     onEvent({ type: 'disconnected', error });
     const now = performance.now();
-    this.#outagePauseMs = this.#outageStart === undefined ? 0 : nextPause(this.#outagePauseMs);
+    this.#outagePauseMs =
+      this.#outageStart === undefined ? this.#firstPauseMs() : nextPause(this.#outagePauseMs);
     this.#outageStart ??= now;
     const outage = new Outage({
       attempt: (signal) => this.#connect(signal),
@@ -300,6 +305,15 @@ export class ConnectionPool implements ConnectionEvents {
     });
     this.#outage = outage;
     outage.start();
+  }
+
+  /**
+   * Where nobody waits, the server that took the export away is let be for a moment: QEMU 7.2 can
+   * hang in nbd-server-stop while a client is negotiating.
+   */
+  #firstPauseMs(): number {
+    const wanted = this.#queue.length > 0 && this.#options.reconnectDelayMs > 0;
+    return wanted ? 0 : NBD_RECONNECT_PAUSE_MIN_MS;
   }
 
   #back(connection: NbdConnection): void {

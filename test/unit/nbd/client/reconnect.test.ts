@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
-import { expect, test } from 'vitest';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { BlockError } from '../../../../src/base/errors.js';
+import { NBD_RECONNECT_PAUSE_MIN_MS } from '../../../../src/base/limits.js';
 import { NbdClient, type NbdClientOptions } from '../../../../src/nbd/client/client.js';
 import type { NbdClientEvent } from '../../../../src/nbd/client/pool.js';
 import { bytes, FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
@@ -48,6 +50,19 @@ test('sends again what was under way when the server was lost', async () => {
   await work;
   expect(peer.memory.subarray(0, 100_000).equals(data)).toBe(true);
   expect(peer.requests.slice(3).map(({ type }) => type)).toEqual([1, 0, 3]);
+  expect(events.map(({ type }) => type)).toEqual(['disconnected', 'reconnected']);
+});
+
+test('lets the server be for a moment when nothing was under way', async () => {
+  const { peer, events } = await start({}, { reconnectDelaySeconds: 60 });
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  onTestFinished(() => void vi.useRealTimers());
+  peer.connections[0]?.socket.destroy();
+  while (events.length < 1) await nextTurn();
+  for (let turn = 0; turn < 200; turn++) await nextTurn();
+  expect(peer.connections.length).toBe(1);
+  vi.advanceTimersByTime(NBD_RECONNECT_PAUSE_MIN_MS);
+  while (events.length < 2) await nextTurn();
   expect(events.map(({ type }) => type)).toEqual(['disconnected', 'reconnected']);
 });
 
