@@ -117,8 +117,19 @@ async function startPlayer(scope: Scope, player: Player): Promise<Peer> {
     ]);
     const daemon = new Daemon(child, dir, path);
     scope.defer(() => daemon.stop());
-    await waitUntil(() => existsSync(path), { what: () => `QEMU to start; ${daemon.log}` });
-    return new Peer(daemon, await daemon.qmp(scope));
+    // Its socket is there before it listens.
+    const connected = (): Promise<QmpClient | undefined> =>
+      daemon.qmp(scope).catch(() => undefined);
+    let qmp = await connected();
+    await waitUntil(
+      async () => {
+        qmp ??= await connected();
+        return qmp !== undefined;
+      },
+      { what: () => `QEMU to start; ${daemon.log}` },
+    );
+    if (qmp === undefined) throw new Error('no monitor');
+    return new Peer(daemon, qmp);
   }
   const command = player === 'diskferryd' ? {} : { command: [player] };
   const daemon = await startDaemon(scope, [], command);

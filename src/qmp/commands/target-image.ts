@@ -29,11 +29,11 @@ export async function openTarget(graph: BlockGraph, args: TargetArguments): Prom
   const { target, source, nodeName, backing, options } = args;
   if (args.mode === 'existing') {
     if (target.startsWith(JSON_PREFIX)) return openDescribed(graph, args);
-    if (args.format === undefined) throw formatMissing();
+    const format = args.format ?? formatOf(target);
     return openTargetImage(graph, {
       source,
       filename: target,
-      format: args.format,
+      format,
       nodeName,
       options,
     });
@@ -67,7 +67,11 @@ async function openDescribed(graph: BlockGraph, args: TargetArguments): Promise<
   return { node: await openNode(graph, checked as DriverOptions), fresh: false };
 }
 
-/** To look into the image would let whoever writes to it choose how we read it. */
-function formatMissing(): BlockError {
-  return new BlockError('DF_INVALID', "Parameter 'format' is missing: mode 'existing' needs it");
+/**
+ * An export is a disk. Of anything else the format has to be told: to look into the image would let
+ * whoever writes to it choose how we read it.
+ */
+function formatOf(target: string): string {
+  if (/^nbd(\+[a-z]+)?:/.test(target)) return 'raw';
+  throw new BlockError('DF_INVALID', "Parameter 'format' is missing: mode 'existing' needs it");
 }
