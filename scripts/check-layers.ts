@@ -22,6 +22,7 @@ const LAYERS: readonly Layer[] = [
   { folder: 'protocol/nbd', may: ['protocol'] },
   { folder: 'protocol/luks', may: [] },
   { folder: 'protocol/qapi', may: ['protocol'] },
+  { folder: 'protocol/qcow2', may: ['protocol/layout.ts'] },
   { folder: 'src/base', may: [], packages: ['pino', 'pino-pretty'] },
   { folder: 'src/sys', may: ['src/base'], packages: ['koffi'] },
   {
@@ -36,6 +37,7 @@ const LAYERS: readonly Layer[] = [
   { folder: 'src/block/driver', may: [...BLOCK_FILES, 'src/sys'] },
   { folder: 'src/block/driver/all.ts', may: ['src/base', 'src/block', 'src/sys'] },
   { folder: 'src/block/driver/nbd.ts', may: [...BLOCK_FILES, 'src/nbd/client', 'protocol/nbd'] },
+  { folder: 'src/block/driver/qcow2', may: [...BLOCK_FILES, 'src/sys', 'protocol/qcow2'] },
   { folder: 'src/block/filter', may: [...BLOCK_FILES, 'src/sys'] },
   { folder: 'src/job', may: ['src/base', 'src/block'] },
   {
