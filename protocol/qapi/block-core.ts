@@ -139,6 +139,19 @@ export const BLOCK_WRITE_THRESHOLD = defineEvent({
   },
 });
 
+export const BLOCK_IMAGE_CORRUPTED = defineEvent({
+  name: 'BLOCK_IMAGE_CORRUPTED',
+  doc: 'An image contradicts itself.',
+  data: {
+    device: required(str, 'name of the device; always empty'),
+    'node-name': optional(str, 'name of the node'),
+    msg: required(str, 'what is wrong, for people'),
+    offset: optional(int, 'where, bytes of the image file'),
+    size: optional(int, 'how much of it, bytes'),
+    fatal: required(bool, 'the image is marked as corrupt and can not be used any more'),
+  },
+});
+
 export const BlockErrorAction = enumeration('BlockErrorAction', {
   doc: 'What is done about an error.',
   values: {
@@ -211,6 +224,7 @@ export const BLOCK_CORE_COMMANDS = [
 
 export const BLOCK_CORE_EVENTS = [
   BLOCK_WRITE_THRESHOLD,
+  BLOCK_IMAGE_CORRUPTED,
   BLOCK_IO_ERROR,
   QUORUM_FAILURE,
   QUORUM_REPORT_BAD,

@@ -217,6 +217,15 @@ export interface BlockDriver {
   allocatedSize?(): MaybePromise<number>;
   /** Driver-specific parts of query-named-block-nodes (ImageInfoSpecific), where there are any. */
   specificInfo?(): MaybePromise<Readonly<Record<string, unknown>> | undefined>;
+  /** What a format knows of its image, for queries. */
+  formatInfo?(): MaybePromise<FormatInfo>;
+  /**
+   * The image is handed to somebody else: everything that is only in memory goes to the children. Called
+   * drained; no request follows until `activate`.
+   */
+  inactivate?(): MaybePromise<void>;
+  /** The image is ours again, as others have left it: what was kept of it in memory is read anew. */
+  activate?(): MaybePromise<void>;
   /** Driver-specific statistics (BlockStatsSpecific). */
   specificStats?(): Readonly<Record<string, unknown>> | undefined;
   /** Releases everything (descriptors, locks, sockets, timers). Called once, drained. Must not throw. */
@@ -267,6 +276,15 @@ export interface DriverDefinition {
    * what depends on values is checked here. Children are attached and can be read.
    */
   open(options: DriverOptions, context: OpenContext): MaybePromise<BlockDriver>;
+  /**
+   * Children that the options say nothing of and the medium itself names: a backing file that stands in
+   * an image. Called when the required children are attached. Keys that the options have (null too) are
+   * not looked at.
+   */
+  impliedChildren?(
+    options: DriverOptions,
+    context: OpenContext,
+  ): MaybePromise<Readonly<Record<string, DriverOptions>>>;
   /**
    * Options for a file name that is of this driver's kind ('nbd://…', the path of a device); undefined
    * for others. @throws BlockError for one of its kind that is wrong
@@ -343,4 +361,29 @@ export interface OpenContext {
   readonly copyReports: CopyReports;
   /** Aborts when the opener gave up (deadline, cancelled command). */
   readonly signal: AbortSignal;
+  /** To be called when the medium turns out to contradict itself. */
+  imageCorrupted(corruption: ImageCorruption): void;
+}
+
+/** What is wrong with an image. @see qapi BLOCK_IMAGE_CORRUPTED */
+export interface ImageCorruption {
+  readonly message: string;
+  /** Where, bytes of the image file; absent: at no place in particular. */
+  readonly offset?: number;
+  readonly size?: number;
+  /** The image can not be used any more. */
+  readonly fatal: boolean;
+}
+
+/** What a format tells of its image. @see qapi ImageInfo */
+export interface FormatInfo {
+  /** Bytes. */
+  readonly clusterSize: number;
+  /** The backing file, as it stands in the image; absent: none. */
+  readonly backingFilename?: string;
+  /** The same with its whole path. */
+  readonly fullBackingFilename?: string;
+  readonly backingFormat?: string;
+  /** It was not closed cleanly. */
+  readonly dirty: boolean;
 }

@@ -79,6 +79,7 @@ export class BlockGraph {
       writeThresholdExceeded: (...args) => this.observer.writeThresholdExceeded?.(...args),
       copyBad: (...args) => this.observer.copyBad?.(...args),
       copiesFailed: (...args) => this.observer.copiesFailed?.(...args),
+      imageCorrupted: (...args) => this.observer.imageCorrupted?.(...args),
     };
   }
 

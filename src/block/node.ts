@@ -16,6 +16,7 @@ import {
   DEFAULT_LIMITS,
   type DriverKind,
   type Extent,
+  type ImageCorruption,
   REQ_FUA,
   REQ_MAY_UNMAP,
   type RequestFlags,
@@ -51,6 +52,7 @@ export interface NodeObserver {
   copyBad?(copy: BlockNode, report: CopyReport): void;
   /** Too few of the copies that `node` keeps have succeeded, or agree. Bytes. */
   copiesFailed?(node: BlockNode, offset: number, length: number): void;
+  imageCorrupted?(node: BlockNode, corruption: ImageCorruption): void;
 }
 
 const TRUNCATE_EXACT: TruncateOptions = { exact: true, preallocation: 'off' };

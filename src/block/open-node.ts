@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** From a BlockdevOptions object to an open node with its children: `blockdev-add`. */
 import { BlockError } from '../base/errors.js';
+import { GRAPH_DEPTH_MAX } from '../base/limits.js';
 import type {
   ChildDefinition,
   DriverDefinition,
@@ -24,6 +25,8 @@ export interface OpenOptions {
   readonly inherited?: InheritedOptions;
   /** The monitor owns the node: it stays without parents. */
   readonly monitorOwned?: boolean;
+  /** Nodes above that are being opened for this one's sake: a chain of images that loops ends there. */
+  readonly depth?: number;
 }
 
 /**
@@ -60,8 +63,12 @@ async function openChildren(
   definition: DriverDefinition,
   options: OpenOptions,
 ): Promise<void> {
+  const { given } = node.options;
+  if ((options.depth ?? 0) >= GRAPH_DEPTH_MAX) {
+    throw new BlockError('DF_INVALID', `The block graph is deeper than ${GRAPH_DEPTH_MAX} nodes`);
+  }
   for (const child of definition.children) {
-    const value = node.options.given[child.key];
+    const value = given[child.key];
     if (value === undefined || value === null) {
       if (!child.required) continue;
       throw new BlockError('DF_INVALID', `A block device must be specified for "${child.key}"`);
@@ -71,6 +78,32 @@ async function openChildren(
     for (const [name, entry] of named ?? [[child.key, value] as const]) {
       await openChild(graph, node, { definition, child, name, value: entry }, options);
     }
+  }
+  if (definition.impliedChildren === undefined) return;
+  const context = openContext(node, options.signal ?? new AbortController().signal);
+  const implied = await definition.impliedChildren(given, context);
+  for (const child of definition.children) {
+    const value = implied[child.key];
+    if (value === undefined || given[child.key] !== undefined) continue;
+    await openImplied(graph, node, { definition, child, value }, options);
+  }
+}
+
+/** A child that the medium names: who reads the error has never heard of it. */
+async function openImplied(
+  graph: BlockGraph,
+  node: BlockNode,
+  wanted: { definition: DriverDefinition; child: ChildDefinition; value: DriverOptions },
+  options: OpenOptions,
+): Promise<void> {
+  try {
+    await openChild(graph, node, wanted, options);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    const what = wanted.child.role === 'backing' ? 'backing file' : wanted.child.key;
+    throw new BlockError(error.code, `Could not open ${what}: ${error.message}`, error.context, {
+      cause: error,
+    });
   }
 }
 
@@ -86,6 +119,7 @@ async function openChild(
     ? await openNode(graph, value as DriverOptions, {
         ...options,
         monitorOwned: false,
+        depth: (options.depth ?? 0) + 1,
         inherited: inheritedByChild(node.options, definition.kind, child.role),
       })
     : undefined;
@@ -161,5 +195,6 @@ export function openContext(node: BlockNode, signal: AbortSignal): OpenContext {
       failed: ({ offset, length }) => node.observer?.copiesFailed?.(node, offset, length),
     },
     signal,
+    imageCorrupted: (corruption) => node.observer?.imageCorrupted?.(node, corruption),
   };
 }

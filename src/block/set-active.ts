@@ -33,15 +33,22 @@ async function change(
   nodes: readonly BlockNode[],
   active: boolean,
 ): Promise<void> {
-  if (!active) for (const node of nodes) await node.flush();
+  if (!active) for (const node of nodes) await handOver(node);
   for (const node of nodes) node.active = active;
   try {
     await graph.updatePermissions(nodes);
+    // Children first: an image is read through them.
+    if (active) for (const node of [...nodes].reverse()) await node.driver.activate?.();
   } catch (error) {
     for (const node of nodes) node.active = !active;
     await graph.updatePermissions(nodes);
     throw error;
   }
+}
+
+async function handOver(node: BlockNode): Promise<void> {
+  await node.flush();
+  await node.driver.inactivate?.();
 }
 
 /** Used by no node: by exports and jobs at most. */

@@ -58,6 +58,15 @@ export function registerBlockCore(registry: CommandRegistry, services: BlockServ
         reference: node.name,
         ...sectors(offset, length),
       }),
+    imageCorrupted: (node, { message, offset, size, fatal }) =>
+      services.events.emit(qapi.BLOCK_IMAGE_CORRUPTED, {
+        device: '',
+        'node-name': node.name,
+        msg: message,
+        ...(offset !== undefined ? { offset } : {}),
+        ...(size !== undefined ? { size } : {}),
+        fatal,
+      }),
   };
 }
 

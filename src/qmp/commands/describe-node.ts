@@ -11,6 +11,7 @@ import {
 import type { JsonObject, Output } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import type { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
+import type { FormatInfo } from '../../block/block-driver.js';
 import type { BlockNode } from '../../block/node.js';
 
 /** Options of one description. */
@@ -62,15 +63,29 @@ export async function describeImage(
   const nested = backing !== undefined && !options.flat;
   const allocated = await allocatedSize(node);
   const specific = await specificInfo(node);
+  const info = await node.driver.formatInfo?.();
+  const backingFilename = info?.backingFilename ?? backing?.driver.filename;
   return {
     filename: node.driver.filename,
     format: node.driver.name,
     'virtual-size': node.size,
     ...(allocated !== undefined ? { 'actual-size': allocated } : {}),
     ...(node.driver.encrypted === true ? { encrypted: true } : {}),
+    ...(backingFilename !== undefined ? { 'backing-filename': backingFilename } : {}),
+    ...(info !== undefined ? describeFormat(info) : {}),
     ...(specific !== undefined ? { 'format-specific': specific } : {}),
-    ...(backing !== undefined ? { 'backing-filename': backing.driver.filename } : {}),
     ...(nested ? { 'backing-image': await describeImage(backing, options) } : {}),
+  };
+}
+
+/** What only images of a format have. */
+function describeFormat(info: FormatInfo): Partial<Output<typeof ImageInfo>> {
+  const { fullBackingFilename, backingFormat } = info;
+  return {
+    'cluster-size': info.clusterSize,
+    'dirty-flag': info.dirty,
+    ...(fullBackingFilename !== undefined ? { 'full-backing-filename': fullBackingFilename } : {}),
+    ...(backingFormat !== undefined ? { 'backing-filename-format': backingFormat } : {}),
   };
 }
 
