@@ -19,6 +19,7 @@ import {
   int,
   int32,
   lazy,
+  nullType,
   optional,
   required,
   size,
@@ -75,6 +76,7 @@ export const BlockdevDriver = enumeration('BlockdevDriver', {
     'null-aio': 'stores nothing, answers later',
     'null-co': 'stores nothing, answers at once',
     preallocate: 'filter that lets a file grow in large steps',
+    qcow2: 'an image in the qcow2 format',
     quorum: 'several copies of one disk',
     raw: 'a window of another node, or all of it',
     'snapshot-access': 'the point in time that a copy-before-write filter keeps, to be read',
@@ -224,6 +226,109 @@ export const BlockdevOptionsRaw = struct('BlockdevOptionsRaw', {
   },
 });
 
+export const BlockdevRefOrNull = alternate('BlockdevRefOrNull', {
+  doc: 'A node, or expressly none.',
+  branches: {
+    definition: lazy<BlockdevOptionsBox>((): AnyType => BlockdevOptions),
+    reference: str,
+    null: nullType,
+  },
+});
+
+export const BlockdevOptionsGenericCOWFormat = struct('BlockdevOptionsGenericCOWFormat', {
+  doc: 'An image that may lie on another.',
+  base: BlockdevOptionsGenericFormat,
+  members: {
+    backing: optional(BlockdevRefOrNull, 'the image that it lies on', {
+      default: 'the one that the image names',
+    }),
+  },
+});
+
+export const Qcow2OverlapCheckMode = enumeration('Qcow2OverlapCheckMode', {
+  doc: "Sets of the image's own structures that data is kept from being written over.",
+  values: {
+    none: 'none of them',
+    constant: 'those of which there is one each',
+    cached: 'all whose place is known without reading',
+    all: 'all',
+  },
+});
+
+const guard = (what: string) => optional(bool, `guard ${what}`, { default: 'as template says' });
+
+export const Qcow2OverlapCheckFlags = struct('Qcow2OverlapCheckFlags', {
+  doc: "The image's own structures that data is kept from being written over, one by one.",
+  members: {
+    template: optional(Qcow2OverlapCheckMode, 'what the others start from', { default: 'cached' }),
+    'main-header': guard('the header'),
+    'active-l1': guard('the L1 table'),
+    'active-l2': guard('L2 tables'),
+    'refcount-table': guard('the refcount table'),
+    'refcount-block': guard('refcount blocks'),
+    'snapshot-table': guard('the list of snapshots'),
+    'inactive-l1': guard('L1 tables of snapshots'),
+    'inactive-l2': guard('L2 tables of snapshots'),
+    'bitmap-directory': guard('the list of bitmaps'),
+  },
+});
+
+export const Qcow2OverlapChecks = alternate('Qcow2OverlapChecks', {
+  doc: "The image's own structures that data is kept from being written over.",
+  branches: { flags: Qcow2OverlapCheckFlags, mode: Qcow2OverlapCheckMode },
+});
+
+export const BlockdevOptionsQcow2 = struct('BlockdevOptionsQcow2', {
+  doc: 'An image in the qcow2 format.',
+  base: BlockdevOptionsGenericCOWFormat,
+  members: {
+    'lazy-refcounts': optional(bool, 'put off the counts of clusters until the image is closed', {
+      default: 'as the image says',
+    }),
+    'pass-discard-request': optional(bool, 'discards reach the file', {
+      default: 'true with discard=unmap',
+    }),
+    'pass-discard-snapshot': optional(
+      bool,
+      'clusters that come free with a snapshot are discarded in the file',
+      { default: 'true' },
+    ),
+    'pass-discard-other': optional(
+      bool,
+      'clusters that come free otherwise are discarded in the file',
+      { default: 'false' },
+    ),
+    'discard-no-unref': optional(
+      bool,
+      'clusters that are discarded or zeroed keep their place in the file (newer than QEMU 7.2)',
+      { default: 'false' },
+    ),
+    'overlap-check': optional(
+      Qcow2OverlapChecks,
+      "the image's own structures that data is kept from being written over",
+      { default: 'cached' },
+    ),
+    'cache-size': optional(int, 'memory for L2 tables and refcount blocks together, bytes'),
+    'l2-cache-size': optional(int, 'memory for L2 tables, bytes', {
+      default: '32 MiB, or less where the image has less',
+    }),
+    'l2-cache-entry-size': optional(int, 'pieces in which L2 tables are read, bytes', {
+      default: '4 KiB, or the cluster size',
+    }),
+    'refcount-cache-size': optional(int, 'memory for refcount blocks, bytes', {
+      default: '4 clusters',
+    }),
+    'cache-clean-interval': optional(
+      int,
+      'time after which tables that nobody used are let go, seconds; 0: never',
+      { default: '600' },
+    ),
+    'data-file': optional(BlockdevRef, 'the node that holds the data of the guest', {
+      default: 'the file that the image names',
+    }),
+  },
+});
+
 export const BlockdevOptionsThrottle = struct('BlockdevOptionsThrottle', {
   doc: 'Limits the speed of a node.',
   members: {
@@ -325,6 +430,7 @@ export const BlockdevOptions = union('BlockdevOptions', {
     'null-aio': BlockdevOptionsNull,
     'null-co': BlockdevOptionsNull,
     preallocate: BlockdevOptionsPreallocate,
+    qcow2: BlockdevOptionsQcow2,
     quorum: BlockdevOptionsQuorum,
     raw: BlockdevOptionsRaw,
     'snapshot-access': BlockdevOptionsGenericFormat,

@@ -20,9 +20,33 @@ import {
 } from './define.js';
 import type { AnyType } from './types.js';
 
+export const Qcow2CompressionType = enumeration('Qcow2CompressionType', {
+  doc: 'How compressed clusters are compressed.',
+  values: { zlib: 'by zlib', zstd: 'by zstd' },
+});
+
+export const ImageInfoSpecificQCow2 = struct('ImageInfoSpecificQCow2', {
+  doc: 'What only qcow2 images have.',
+  members: {
+    compat: required(str, 'version of the format: "0.10" for 2, "1.1" for 3'),
+    'data-file': optional(str, 'where the data of the guest is, if in another file'),
+    'data-file-raw': optional(bool, 'that file is a raw image of its own'),
+    'extended-l2': optional(bool, 'parts of clusters can be allocated'),
+    'lazy-refcounts': optional(bool, 'counts of clusters may be put off'),
+    corrupt: optional(bool, 'the image is marked as corrupt'),
+    'refcount-bits': required(int, 'width of the counts of clusters, bits'),
+    'compression-type': required(Qcow2CompressionType, 'how compressed clusters are compressed'),
+  },
+});
+
+export const ImageInfoSpecificQCow2Wrapper = struct('ImageInfoSpecificQCow2Wrapper', {
+  doc: 'What only qcow2 images have.',
+  members: { data: required(ImageInfoSpecificQCow2, 'the same') },
+});
+
 export const ImageInfoSpecificKind = enumeration('ImageInfoSpecificKind', {
   doc: 'Formats that tell more than others.',
-  values: { luks: 'an encrypted disk' },
+  values: { qcow2: 'a qcow2 image', luks: 'an encrypted disk' },
 });
 
 export const ImageInfoSpecificLUKSWrapper = struct('ImageInfoSpecificLUKSWrapper', {
@@ -34,7 +58,7 @@ export const ImageInfoSpecific = union('ImageInfoSpecific', {
   doc: 'What only some formats have.',
   members: { type: required(ImageInfoSpecificKind, 'the format') },
   discriminator: 'type',
-  branches: { luks: ImageInfoSpecificLUKSWrapper },
+  branches: { qcow2: ImageInfoSpecificQCow2Wrapper, luks: ImageInfoSpecificLUKSWrapper },
 });
 
 export interface ImageInfoBox {
@@ -46,6 +70,7 @@ export const ImageInfo = struct('ImageInfo', {
   members: {
     filename: required(str, 'where it is'),
     format: required(str, 'its format'),
+    'dirty-flag': optional(bool, 'it was not closed cleanly'),
     'actual-size': optional(int, 'bytes that it takes of its medium'),
     'virtual-size': required(int, 'bytes that it shows'),
     'cluster-size': optional(int, 'bytes that are allocated together'),

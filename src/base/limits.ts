@@ -211,3 +211,20 @@ export const CRYPTO_TURN_LENGTH = 256 * KIB;
 export const LUKS_ITERATIONS_MAX = 100_000_000;
 /** Longest secret, from a file or an option, bytes. */
 export const SECRET_LENGTH_MAX = 1 * MIB;
+/** Memory for L2 tables of one qcow2 image, unless options say otherwise, bytes; QEMU's value. */
+export const QCOW2_L2_CACHE_DEFAULT = 32 * MIB;
+/** Pieces in which L2 tables are read and kept, bytes. */
+export const QCOW2_L2_SLICE_DEFAULT = 4 * KIB;
+/** Time after which qcow2 tables that nobody used are let go, seconds. */
+export const QCOW2_CACHE_CLEAN_SECONDS_DEFAULT = 600;
+/** Most that one allocating write of a qcow2 image allocates and writes as one run, bytes. */
+export const QCOW2_ALLOCATION_MAX = 16 * MIB;
+/** An allocating write up to this long is joined with what is copied around it, bytes. */
+export const QCOW2_JOINED_WRITE_MAX = 256 * KIB;
+/** Host clusters given up, as runs or in bytes, past which metadata is written so that they come free. */
+export const QCOW2_PENDING_FREES_MAX = 4096;
+export const QCOW2_PENDING_FREE_BYTES_MAX = 256 * MIB;
+/** Decompressed clusters that one qcow2 image keeps for the next read, bytes. */
+export const QCOW2_DECOMPRESSED_MAX = 4 * MIB;
+/** Clusters that are copied, zeroed or preallocated at a time, bytes. */
+export const QCOW2_STEP = 64 * MIB;

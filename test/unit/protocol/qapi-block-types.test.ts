@@ -30,8 +30,8 @@ describe('types derived from the block schema', () => {
   it('refuse drivers and options that there are not', () => {
     const refuse = (value: Parameters<typeof validate>[1]) => () =>
       validate(BlockdevOptions, value);
-    expect(refuse({ driver: 'qcow2', file: 'x' })).toThrow(
-      "Parameter 'driver' does not accept value 'qcow2'",
+    expect(refuse({ driver: 'vmdk', file: 'x' })).toThrow(
+      "Parameter 'driver' does not accept value 'vmdk'",
     );
     expect(refuse({ driver: 'file', filename: 'x', 'pr-manager': 'y' })).toThrow(
       "Parameter 'pr-manager' is unexpected",

@@ -3,6 +3,7 @@ import { BlockBackend } from '../../../../src/block/backend.js';
 import type { DriverOptions } from '../../../../src/block/block-driver.js';
 import { fileDriver, hostDeviceDriver } from '../../../../src/block/driver/file/driver.js';
 import { nullAioDriver, nullCoDriver } from '../../../../src/block/driver/null.js';
+import { qcow2Driver } from '../../../../src/block/driver/qcow2/driver.js';
 import { rawDriver } from '../../../../src/block/driver/raw.js';
 import { BlockGraph } from '../../../../src/block/graph.js';
 import type { BlockNode } from '../../../../src/block/node.js';
@@ -21,9 +22,15 @@ export const RESIZER: Permissions = { taken: WRITER.taken | PERM_RESIZE, shared:
 
 export function localGraph(): BlockGraph {
   const graph = new BlockGraph();
-  for (const driver of [fileDriver, hostDeviceDriver, rawDriver, nullCoDriver, nullAioDriver]) {
-    graph.drivers.register(driver);
-  }
+  const drivers = [
+    fileDriver,
+    hostDeviceDriver,
+    rawDriver,
+    qcow2Driver,
+    nullCoDriver,
+    nullAioDriver,
+  ];
+  for (const driver of drivers) graph.drivers.register(driver);
   return graph;
 }
 

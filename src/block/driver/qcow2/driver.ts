@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: MIT
+/** `qcow2`: images that grow, with backing files. The work is done by the other files of this folder. */
+import { QCOW2_COMPAT_LAZY_REFCOUNTS } from '../../../../protocol/qcow2/header.js';
+import { systemClock } from '../../../base/clock.js';
+import { BlockError } from '../../../base/errors.js';
+import type { MaybePromise } from '../../../base/maybe-promise.js';
+import {
+  type BlockDriver,
+  type BlockLimits,
+  DEFAULT_LIMITS,
+  type DriverDefinition,
+  type DriverFeatures,
+  type DriverOptions,
+  type Extent,
+  type FormatInfo,
+  type OpenContext,
+  type RequestFlags,
+  type TruncateOptions,
+} from '../../block-driver.js';
+import type { ChildEdge } from '../../edge.js';
+import type { NodeOptions } from '../../node-options.js';
+import { discardGuest } from './discard.js';
+import { formatInfo } from './format-info.js';
+import { Qcow2Image } from './image.js';
+import { impliedChildren } from './implied-children.js';
+import { readHead, readTables } from './open.js';
+import { parseQcow2Options, type Qcow2Options } from './options.js';
+import { readGuest } from './read.js';
+import { resizeGuest } from './resize.js';
+import { statusOf } from './status.js';
+import { writeGuest } from './write.js';
+import { zeroGuest } from './zero.js';
+
+const FEATURES: DriverFeatures = {
+  fua: false,
+  writeZeroes: true,
+  discard: true,
+  backing: true,
+  multiConn: true,
+};
+
+const NS_PER_S = 1e9;
+
+class Qcow2Driver implements BlockDriver {
+  readonly name = 'qcow2';
+  readonly features = FEATURES;
+  readonly limits: BlockLimits;
+  readonly #context: OpenContext;
+  #given: DriverOptions;
+  #readOnly: boolean;
+  #file: ChildEdge;
+  #dataFile: ChildEdge | undefined;
+  #backing: ChildEdge | undefined;
+  #image: Qcow2Image;
+  #next: { given: DriverOptions; options: Qcow2Options; readOnly: boolean } | undefined;
+  #stopCleaning: (() => void) | undefined;
+
+  private constructor(
+    context: OpenContext,
+    given: DriverOptions,
+    make: (driver: Qcow2Driver) => Qcow2Image,
+  ) {
+    this.#context = context;
+    this.#given = given;
+    this.#readOnly = context.readOnly;
+    const { children } = context;
+    this.#file = context.child('file');
+    this.#dataFile = children['data-file'];
+    this.#backing = children.backing;
+    this.#image = make(this);
+    const { clusterSize, subclusterSize } = this.#image.geometry;
+    this.limits = {
+      ...DEFAULT_LIMITS,
+      optimalTransfer: clusterSize,
+      writeZeroesAlignment: subclusterSize,
+    };
+    this.#startCleaning();
+  }
+
+  static async open(given: DriverOptions, context: OpenContext): Promise<Qcow2Driver> {
+    const file = context.child('file');
+    const opened = await readTables(file, await readHead(file));
+    const options = optionsFor(given, opened, context.discard);
+    const driver = new Qcow2Driver(context, given, (self) => {
+      return new Qcow2Image(opened, options, self.#imageContext());
+    });
+    try {
+      driver.#checkOpened();
+    } catch (error) {
+      await driver.close();
+      throw error;
+    }
+    return driver;
+  }
+
+  #imageContext(): ConstructorParameters<typeof Qcow2Image>[2] {
+    return {
+      nodes: {
+        file: () => this.#file,
+        dataFile: () => this.#dataFile,
+        backing: () => this.#backing,
+      },
+      readOnly: () => this.#readOnly,
+      onCorruption: (corruption) => this.#context.imageCorrupted(corruption),
+    };
+  }
+
+  #checkOpened(): void {
+    const image = this.#image;
+    if (image.corruptBit && !this.#readOnly && !this.#context.autoReadOnly) {
+      throw new BlockError('DF_ACCESS', 'qcow2: Image is corrupt; cannot be opened read/write');
+    }
+    if (image.hasDataFile && this.#dataFile === undefined) {
+      throw new BlockError('DF_INVALID', "'data-file' is required for this image");
+    }
+    if (!image.hasDataFile && this.#dataFile !== undefined) {
+      throw new BlockError(
+        'DF_INVALID',
+        "'data-file' can only be set for images with an external data file",
+      );
+    }
+  }
+
+  get size(): number {
+    return this.#image.size;
+  }
+
+  get filename(): string {
+    return this.#file.node.driver.filename;
+  }
+
+  /** A corrupt image is not written to. */
+  get readOnly(): boolean {
+    return this.#image.corruptBit;
+  }
+
+  read(offset: number, buffer: Buffer, _flags: RequestFlags): MaybePromise<void> {
+    this.#image.checkUsable();
+    return readGuest(this.#image, offset, buffer);
+  }
+
+  write(offset: number, buffer: Buffer, _flags: RequestFlags): MaybePromise<void> {
+    this.#image.checkUsable();
+    this.#checkEnd(offset, buffer.byteLength);
+    return writeGuest(this.#image, offset, buffer);
+  }
+
+  writeZeroes(offset: number, length: number, flags: RequestFlags): MaybePromise<void> {
+    this.#image.checkUsable();
+    this.#checkEnd(offset, length);
+    return zeroGuest(this.#image, offset, length, flags);
+  }
+
+  discard(offset: number, length: number): MaybePromise<void> {
+    this.#image.checkUsable();
+    this.#checkEnd(offset, length);
+    return discardGuest(this.#image, offset, length);
+  }
+
+  flush(): MaybePromise<void> {
+    this.#image.checkUsable();
+    if (this.#image.metadata.clean) return;
+    return this.#image.metadata.commit();
+  }
+
+  blockStatus(offset: number, length: number): MaybePromise<Extent> {
+    this.#image.checkUsable();
+    return statusOf(this.#image, this.#dataFile ?? this.#file, offset, length);
+  }
+
+  async truncate(size: number, options: TruncateOptions): Promise<void> {
+    this.#image.checkUsable();
+    await resizeGuest(this.#image, size, options);
+  }
+
+  /** A parent that may resize may write past the end of a node; here only `truncate` makes room. */
+  #checkEnd(offset: number, length: number): void {
+    if (offset + length <= this.#image.size) return;
+    const message = `${length} bytes at ${offset} reach past the end, ${this.#image.size} bytes`;
+    throw new BlockError('DF_OUT_OF_RANGE', message, { offset, length });
+  }
+
+  formatInfo(): FormatInfo {
+    return formatInfo(this.#image, {
+      filename: this.filename,
+      dataFilename: this.#dataFile?.node.driver.filename,
+    });
+  }
+
+  async inactivate(): Promise<void> {
+    if (this.#image.guard !== undefined) await this.#image.metadata.finish();
+    await this.#file.flush();
+  }
+
+  /** Somebody else may have changed everything. */
+  async activate(): Promise<void> {
+    const opened = await readTables(this.#file, await readHead(this.#file));
+    const options = optionsFor(this.#given, opened, this.#context.discard);
+    this.#image = new Qcow2Image(opened, options, this.#imageContext());
+    this.#checkOpened();
+  }
+
+  /** @param options the node's new NodeOptions, from blockdev-reopen */
+  async prepareReopen(options: unknown): Promise<void> {
+    const { given, discard, readOnly } = options as NodeOptions;
+    const image = this.#image;
+    if (!readOnly && image.corruptBit) {
+      throw new BlockError('DF_ACCESS', 'qcow2: Image is corrupt; cannot be opened read/write');
+    }
+    await this.inactivate();
+    // With everything in the file, the image can be opened anew with other caches.
+    const next = parseQcow2Options(given, factsOf(image, discard));
+    this.#next = { given, options: next, readOnly };
+  }
+
+  commitReopen(): void {
+    const next = this.#next;
+    if (next === undefined) return;
+    this.#next = undefined;
+    this.#given = next.given;
+    this.#readOnly = next.readOnly;
+    this.#image = reopened(this.#image, next.options, this.#imageContext());
+    this.#startCleaning();
+  }
+
+  abortReopen(): void {
+    this.#next = undefined;
+  }
+
+  childReplaced(key: string, edge: ChildEdge | undefined): void {
+    if (key === 'backing') this.#backing = edge;
+    else if (key === 'data-file') this.#dataFile = edge;
+    else if (key === 'file' && edge !== undefined) this.#file = edge;
+  }
+
+  #startCleaning(): void {
+    this.#stopCleaning?.();
+    this.#stopCleaning = undefined;
+    const seconds = this.#image.options.cleanInterval;
+    if (seconds === 0) return;
+    const clean = (): void => {
+      this.#image.l2.trim();
+      this.#image.refcountCache.trim();
+      this.#stopCleaning = systemClock.startTimer(seconds * NS_PER_S, clean);
+    };
+    this.#stopCleaning = systemClock.startTimer(seconds * NS_PER_S, clean);
+  }
+
+  async close(): Promise<void> {
+    this.#stopCleaning?.();
+    this.#stopCleaning = undefined;
+    try {
+      await this.#image.whenMarked();
+      if (this.#image.guard !== undefined) await this.#image.metadata.finish();
+    } catch {
+      // Flushing before the close has told of it; what is missing are counts at most.
+    }
+  }
+}
+
+type Facts = Parameters<typeof parseQcow2Options>[1];
+
+function factsOf(image: Qcow2Image, discard: Facts['discard']): Facts {
+  const { geometry, size, header } = image;
+  const lazyRefcounts = (header.header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS) !== 0n;
+  return { geometry, size, lazyRefcounts, discard };
+}
+
+function optionsFor(
+  given: DriverOptions,
+  { geometry, size, content }: Awaited<ReturnType<typeof readHead>>,
+  discard: Facts['discard'],
+): Qcow2Options {
+  const lazyRefcounts = (content.header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS) !== 0n;
+  return parseQcow2Options(given, { geometry, size, lazyRefcounts, discard });
+}
+
+/** The same image with other options; nothing of it is only in memory. */
+function reopened(
+  image: Qcow2Image,
+  options: Qcow2Options,
+  context: ConstructorParameters<typeof Qcow2Image>[2],
+): Qcow2Image {
+  const { header, geometry, size, map, refcounts } = image;
+  return new Qcow2Image(
+    {
+      content: header.content,
+      geometry,
+      size,
+      backingFormat: undefined,
+      l1: map.l1,
+      refcountTable: refcounts.table,
+    },
+    options,
+    context,
+  );
+}
+
+export const qcow2Driver: DriverDefinition = {
+  name: 'qcow2',
+  kind: 'format',
+  children: [
+    { key: 'file', role: 'file', required: true },
+    { key: 'backing', role: 'backing', required: false },
+    { key: 'data-file', role: 'data-file', required: false },
+  ],
+  open: (options, context) => Qcow2Driver.open(options, context),
+  impliedChildren,
+};

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+/** What queries tell of an image. @see qapi ImageInfo, ImageInfoSpecificQCow2 */
+import { QCOW2_EXT_BACKING_FORMAT } from '../../../../protocol/qcow2/extensions.js';
+import {
+  QCOW2_COMPAT_LAZY_REFCOUNTS,
+  QCOW2_COMPRESSION_ZSTD,
+  QCOW2_INCOMPAT_CORRUPT,
+  QCOW2_INCOMPAT_DIRTY,
+  QCOW2_INCOMPAT_EXTL2,
+} from '../../../../protocol/qcow2/header.js';
+import type { FormatInfo } from '../../block-driver.js';
+import type { Qcow2Image } from './image.js';
+import { fullBackingName } from './implied-children.js';
+
+export function formatInfo(
+  image: Qcow2Image,
+  names: { readonly filename: string; readonly dataFilename: string | undefined },
+): FormatInfo {
+  const { backingName } = image.header.content;
+  const format = image.header.extension(QCOW2_EXT_BACKING_FORMAT);
+  const backing =
+    backingName === undefined
+      ? {}
+      : {
+          backingFilename: backingName,
+          fullBackingFilename: fullBackingName(backingName, names.filename),
+        };
+  return {
+    clusterSize: image.geometry.clusterSize,
+    ...backing,
+    ...(format === undefined ? {} : { backingFormat: Buffer.from(format).toString('utf8') }),
+    dirty: (image.header.header.incompatible & QCOW2_INCOMPAT_DIRTY) !== 0n,
+    specific: { type: 'qcow2', data: specific(image, names.dataFilename) },
+  };
+}
+
+function specific(image: Qcow2Image, dataFilename: string | undefined): Record<string, unknown> {
+  const { header } = image.header;
+  const common = {
+    'compression-type': header.compressionType === QCOW2_COMPRESSION_ZSTD ? 'zstd' : 'zlib',
+    'refcount-bits': 2 ** header.refcountOrder,
+  };
+  if (header.version < 3) return { compat: '0.10', ...common };
+  return {
+    compat: '1.1',
+    ...common,
+    'lazy-refcounts': (header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS) !== 0n,
+    corrupt: (header.incompatible & QCOW2_INCOMPAT_CORRUPT) !== 0n,
+    'extended-l2': (header.incompatible & QCOW2_INCOMPAT_EXTL2) !== 0n,
+    ...(image.hasDataFile
+      ? {
+          ...(dataFilename === undefined ? {} : { 'data-file': dataFilename }),
+          'data-file-raw': image.dataFileRaw,
+        }
+      : {}),
+  };
+}

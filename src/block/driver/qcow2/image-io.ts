@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+/** What an image needs of the nodes below it. A child edge is one; so is a backend. */
+import type { MaybePromise } from '../../../base/maybe-promise.js';
+import type { RequestFlags, TruncateOptions } from '../../block-driver.js';
+
+/** A node below: the image file, or the external data file. Offsets and lengths in bytes. */
+export interface ImageIo {
+  readonly size: number;
+  read(offset: number, buffer: Buffer, flags?: RequestFlags): MaybePromise<void>;
+  write(offset: number, buffer: Buffer, flags?: RequestFlags): MaybePromise<void>;
+  writeZeroes(offset: number, length: number, flags?: RequestFlags): MaybePromise<void>;
+  discard(offset: number, length: number): MaybePromise<void>;
+  flush(): MaybePromise<void>;
+  truncate(size: number, options?: TruncateOptions): Promise<void>;
+}
+
+/** What is read where the image has nothing. */
+export interface BackingIo {
+  readonly size: number;
+  read(offset: number, buffer: Buffer, flags?: RequestFlags): MaybePromise<void>;
+}
+
+/** Reads all of `buffer`; what lies past the end of `io` is zero. */
+export function readPadded(io: BackingIo, offset: number, buffer: Buffer): MaybePromise<void> {
+  const { size } = io;
+  if (offset + buffer.byteLength <= size) return io.read(offset, buffer);
+  if (offset >= size) {
+    buffer.fill(0);
+    return;
+  }
+  buffer.fill(0, size - offset);
+  return io.read(offset, buffer.subarray(0, size - offset));
+}

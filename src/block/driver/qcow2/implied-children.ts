@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+/** The children that an image names itself: its backing file and its external data file. */
+import path from 'node:path';
+import { QCOW2_EXT_DATA_FILE } from '../../../../protocol/qcow2/extensions.js';
+import { QCOW2_INCOMPAT_DATA_FILE, QCOW2_MAGIC } from '../../../../protocol/qcow2/header.js';
+import { BlockError } from '../../../base/errors.js';
+import { DiskFile } from '../../../sys/file.js';
+import type { DriverOptions, OpenContext } from '../../block-driver.js';
+import { type ImageHead, readHead } from './open.js';
+
+/** A backing file whose format the image does not tell; its first bytes do. */
+type Probe = (filename: string) => Promise<string>;
+
+/**
+ * Options of the children that the image names and the options don't.
+ * @throws BlockError DF_INVALID when a name can't be understood
+ */
+export async function impliedChildren(
+  options: DriverOptions,
+  context: OpenContext,
+): Promise<Readonly<Record<string, DriverOptions>>> {
+  const file = context.child('file');
+  const head = await readHead(file);
+  const children: Record<string, DriverOptions> = {};
+  const { header, backingName, extensions } = head.content;
+  if (backingName !== undefined && backingName !== '' && options.backing === undefined) {
+    children.backing = await backingOptions(head, file.node.driver.filename, probe);
+  }
+  const external = (header.incompatible & QCOW2_INCOMPAT_DATA_FILE) !== 0n;
+  const name = extensions.find(({ type }) => type === QCOW2_EXT_DATA_FILE);
+  if (external && name !== undefined && options['data-file'] === undefined) {
+    children['data-file'] = protocolOptions(Buffer.from(name.data).toString('utf8'));
+  }
+  return children;
+}
+
+/** @param imageName the image's own file name; relative names start from its folder */
+async function backingOptions(
+  { content, backingFormat }: ImageHead,
+  imageName: string,
+  probeFormat: Probe,
+): Promise<DriverOptions> {
+  const name = content.backingName ?? '';
+  if (name.startsWith('json:')) return jsonOptions(name.slice('json:'.length));
+  const file = protocolOptions(fullBackingName(name, imageName));
+  if (backingFormat !== undefined && backingFormat !== '') return { driver: backingFormat, file };
+  if (file.driver !== 'file') return { driver: 'raw', file };
+  return { driver: await probeFormat(String(file.filename)), file };
+}
+
+/** The backing file's name as it stands in the image, made absolute where it is relative. */
+export function fullBackingName(name: string, imageName: string): string {
+  if (hasProtocol(name) || path.isAbsolute(name) || imageName === '') return name;
+  return path.join(path.dirname(imageName), name);
+}
+
+/** "proto:rest", where no slash comes before the colon. */
+function hasProtocol(name: string): boolean {
+  const colon = name.indexOf(':');
+  return colon > 0 && !name.slice(0, colon).includes('/');
+}
+
+/** A file, or the server that an address names. @throws BlockError DF_INVALID for other protocols */
+function protocolOptions(name: string): DriverOptions {
+  if (!hasProtocol(name)) return { driver: 'file', filename: name };
+  if (name.startsWith('file:')) {
+    const rest = name.slice('file:'.length);
+    return { driver: 'file', filename: rest.startsWith('//') ? rest.slice(2) : rest };
+  }
+  if (/^nbd(\+unix)?:\/\//.test(name)) return nbdOptions(name);
+  throw new BlockError('DF_INVALID', `Unknown protocol '${name.slice(0, name.indexOf(':'))}'`);
+}
+
+function nbdOptions(uri: string): DriverOptions {
+  let url: URL;
+  try {
+    url = new URL(uri);
+  } catch {
+    throw new BlockError('DF_INVALID', `'${uri}' is no NBD address`);
+  }
+  const name = decodeURIComponent(url.pathname.replace(/^\//, ''));
+  const socket = url.searchParams.get('socket');
+  const server =
+    url.protocol === 'nbd+unix:'
+      ? { type: 'unix', path: socket ?? '' }
+      : {
+          type: 'inet',
+          host: url.hostname.replace(/^\[|\]$/g, ''),
+          port: url.port === '' ? '10809' : url.port,
+        };
+  return { driver: 'nbd', server, ...(name === '' ? {} : { export: name }) };
+}
+
+/** Options as an object, nested or with dotted keys. */
+function jsonOptions(text: string): DriverOptions {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw new BlockError('DF_INVALID', 'Could not parse the JSON options', {}, { cause });
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw new BlockError('DF_INVALID', 'Invalid JSON object given');
+  }
+  const options = nested(value as Record<string, unknown>);
+  if (typeof options.driver !== 'string') {
+    throw new BlockError('DF_INVALID', "The backing file's JSON options name no driver");
+  }
+  return options;
+}
+
+function nested(flat: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  const result = new Map<string, unknown>();
+  for (const [key, value] of Object.entries(flat)) {
+    const parts = key.split('.');
+    let at = result;
+    for (const part of parts.slice(0, -1)) {
+      const next = at.get(part);
+      const inner =
+        next instanceof Map ? (next as Map<string, unknown>) : new Map<string, unknown>();
+      at.set(part, inner);
+      at = inner;
+    }
+    at.set(parts.at(-1) ?? '', value);
+  }
+  return plain(result);
+}
+
+function plain(map: ReadonlyMap<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(
+    [...map].map(([key, value]) => [
+      key,
+      value instanceof Map ? plain(value as Map<string, unknown>) : value,
+    ]),
+  );
+}
+
+/** qcow2 where the first bytes say so, else raw. */
+async function probe(filename: string): Promise<string> {
+  const file = await DiskFile.open(filename, { writable: false, direct: false });
+  try {
+    const magic = Buffer.alloc(4);
+    await file.read(0, magic);
+    return magic.readUInt32BE(0) === QCOW2_MAGIC ? 'qcow2' : 'raw';
+  } finally {
+    await file.close();
+  }
+}

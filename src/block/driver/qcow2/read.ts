@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+/** Reads. What the cache and the files below have at hand completes at once. */
+import { compressedRange } from '../../../../protocol/qcow2/entries.js';
+import { QCOW2_COMPRESSION_ZLIB } from '../../../../protocol/qcow2/header.js';
+import { BlockError } from '../../../base/errors.js';
+import type { MaybePromise } from '../../../base/maybe-promise.js';
+import { RUN_COMPRESSED, RUN_DATA, RUN_UNALLOCATED, RUN_ZERO, Run } from './cluster-map.js';
+import type { Qcow2Image } from './image.js';
+import { readPadded } from './image-io.js';
+import { inflateCluster } from './inflate.js';
+
+/** Filled and used up within one turn, so that a hit allocates nothing. */
+const found = new Run();
+
+/** Reads all of `buffer`; in range. */
+export function readGuest(image: Qcow2Image, offset: number, buffer: Buffer): MaybePromise<void> {
+  const length = buffer.byteLength;
+  if (image.map.lookup(offset, length, found) && found.length === length) {
+    return readRun(image, offset, buffer, found);
+  }
+  return readRuns(image, offset, buffer);
+}
+
+/** Several runs, at the same time where they have to wait; slices that are missing are read first. */
+async function readRuns(image: Qcow2Image, offset: number, buffer: Buffer): Promise<void> {
+  const waiting: Promise<void>[] = [];
+  const run = new Run();
+  try {
+    for (let at = 0; at < buffer.byteLength; ) {
+      await image.map.find(offset + at, buffer.byteLength - at, run);
+      const part = buffer.subarray(at, at + run.length);
+      const pending = readRun(image, offset + at, part, run);
+      if (pending !== undefined) waiting.push(pending);
+      at += run.length;
+    }
+  } finally {
+    // The buffer is the caller's again only when nothing is read into it any more.
+    await Promise.allSettled(waiting);
+  }
+  if (waiting.length > 0) await Promise.all(waiting);
+}
+
+function readRun(image: Qcow2Image, offset: number, buffer: Buffer, run: Run): MaybePromise<void> {
+  switch (run.kind) {
+    case RUN_DATA: {
+      const pending = readPadded(image.data, run.hostOffset, buffer);
+      return pending === undefined ? undefined : image.track(pending);
+    }
+    case RUN_ZERO:
+      buffer.fill(0);
+      return;
+    case RUN_UNALLOCATED: {
+      const { backing } = image;
+      if (backing !== undefined) return readPadded(backing, offset, buffer);
+      buffer.fill(0);
+      return;
+    }
+    case RUN_COMPRESSED:
+      return readCompressed(image, offset, buffer, run);
+    default:
+      throw new Error(`qcow2: a run of kind ${run.kind}`);
+  }
+}
+
+function readCompressed(
+  image: Qcow2Image,
+  offset: number,
+  buffer: Buffer,
+  { high, low }: Run,
+): MaybePromise<void> {
+  const { clusterBits, clusterSize } = image.geometry;
+  const from = offset % clusterSize;
+  const range = compressedRange(high, low, clusterBits);
+  const kept = image.decompressed.get(range.offset);
+  if (kept !== undefined) {
+    kept.copy(buffer, 0, from, from + buffer.byteLength);
+    return;
+  }
+  if (image.hasDataFile) {
+    image.corrupt({
+      message: 'Compressed cluster entry found in image with external data file',
+      fatal: true,
+    });
+  }
+  if (image.header.header.compressionType !== QCOW2_COMPRESSION_ZLIB) {
+    throw new BlockError(
+      'DF_NOT_SUPPORTED',
+      'Clusters compressed with zstd can not be read: Node.js 20 has no zstd',
+    );
+  }
+  const decompressed = decompress(image, range.offset, range.length).then((cluster) => {
+    cluster.copy(buffer, 0, from, from + buffer.byteLength);
+  });
+  return image.track(decompressed);
+}
+
+async function decompress(image: Qcow2Image, offset: number, length: number): Promise<Buffer> {
+  const { file, geometry, decompressed } = image;
+  const compressed = Buffer.allocUnsafe(length);
+  await readPadded(file, offset, compressed);
+  const cluster = await inflateCluster(compressed, geometry.clusterSize);
+  decompressed.put(offset, cluster);
+  return cluster;
+}

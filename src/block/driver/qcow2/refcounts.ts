@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Counts of references to host clusters, and the search for free ones. Counts go up before anything
+ * refers to a cluster, and down only when what referred to it is gone from stable storage; so a refcount
+ * block may be written at any time. @see qcow2.txt "Host cluster management"
+ */
+import {
+  ENTRY_OFFSET_MAX,
+  highWord,
+  lowWord,
+  refcountTableOffset,
+} from '../../../../protocol/qcow2/entries.js';
+import { QCOW2_REFCOUNT_TABLE_MAX } from '../../../../protocol/qcow2/header.js';
+import { getRefcount, refcountBytes, setRefcount } from '../../../../protocol/qcow2/refcounts.js';
+import { BlockError } from '../../../base/errors.js';
+import type { Geometry } from './geometry.js';
+import { EntryTable } from './l1-table.js';
+import type { CachedTable, TableCache } from './table-cache.js';
+
+/** Host clusters, by number: offset divided by the cluster size. */
+export interface ClusterRun {
+  readonly first: number;
+  readonly count: number;
+}
+
+export interface RefcountOptions {
+  readonly geometry: Geometry;
+  readonly cache: TableCache;
+  readonly corrupt: (message: string) => never;
+  /** Makes a longer table last: writes it, points the header at it. @returns when that is durable */
+  readonly replaceTable: (table: EntryTable) => Promise<void>;
+  readonly tableReplaced: () => void;
+  /** A cluster has become a refcount block. */
+  readonly blockAdded: (offset: number) => void;
+}
+
+/** All methods but `refcount` are for one caller at a time: who holds the image's allocation lock. */
+export class Refcounts {
+  readonly #options: RefcountOptions;
+  readonly #geometry: Geometry;
+  #table: EntryTable;
+  /** No cluster below this one is free. */
+  #searchFrom = 0;
+
+  constructor(options: RefcountOptions, table: EntryTable) {
+    this.#options = options;
+    this.#geometry = options.geometry;
+    this.#table = table;
+  }
+
+  get table(): EntryTable {
+    return this.#table;
+  }
+
+  /** References to a cluster. */
+  async refcount(cluster: number): Promise<number> {
+    const { refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
+    const offset = this.#blockOffset(Math.floor(cluster / perBlock));
+    if (offset === 0) return 0;
+    return this.#options.cache.with(offset, (block) =>
+      getRefcount(block.view, order, cluster % perBlock),
+    );
+  }
+
+  /**
+   * Takes up to `countMax` free clusters that follow each other, the first that there are.
+   * @param at take them from this cluster on or not at all
+   */
+  async allocate(countMax: number, at?: number): Promise<ClusterRun | undefined> {
+    const { refcountsPerBlock: perBlock } = this.#geometry;
+    for (let from = at ?? this.#searchFrom; ; ) {
+      const number = Math.floor(from / perBlock);
+      await this.#ensureBlock(number, from % perBlock);
+      const first = from;
+      const found = await this.#options.cache.with(this.#blockOffset(number), (block) =>
+        this.#take(block, first % perBlock, countMax, at !== undefined),
+      );
+      if (found !== undefined) {
+        const run = { first: number * perBlock + found.first, count: found.count };
+        if (at === undefined) this.#searchFrom = run.first + run.count;
+        return run;
+      }
+      if (at !== undefined) return undefined;
+      from = (number + 1) * perBlock;
+      this.#searchFrom = from;
+    }
+  }
+
+  /** Takes exactly `count` clusters that follow each other, for a table that needs more than one. */
+  async allocateContiguous(count: number): Promise<number> {
+    let free = 0;
+    for (let cluster = this.#searchFrom; ; cluster++) {
+      free = (await this.refcount(cluster)) === 0 ? free + 1 : 0;
+      if (free < count) continue;
+      const first = cluster - count + 1;
+      // A block that had to be made for the range lies in the range itself.
+      if (!(await this.#ensureBlocks(first, count))) {
+        free = 0;
+        cluster = first;
+        continue;
+      }
+      await this.add({ first, count }, 1);
+      return first;
+    }
+  }
+
+  /**
+   * Changes the counts of clusters by `delta`.
+   * @throws BlockError when a count would pass the width's limit; corrupt when one would fall below 0
+   */
+  async add({ first, count }: ClusterRun, delta: number): Promise<void> {
+    const { refcountsPerBlock: perBlock } = this.#geometry;
+    for (let at = first; at < first + count; ) {
+      const number = Math.floor(at / perBlock);
+      const end = Math.min(first + count, (number + 1) * perBlock);
+      const offset = this.#blockOffset(number);
+      if (offset === 0) throw this.#missing(at);
+      const from = at;
+      await this.#options.cache.with(offset, (block) =>
+        this.#change(block, { first: from % perBlock, count: end - from }, delta),
+      );
+      at = end;
+    }
+    if (delta < 0 && first < this.#searchFrom) this.#searchFrom = first;
+  }
+
+  /** Sets a count outright: for repair. A count of 0 in a block that is not there needs nothing. */
+  async set(cluster: number, value: number): Promise<void> {
+    const { refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
+    const number = Math.floor(cluster / perBlock);
+    if (this.#blockOffset(number) === 0) {
+      if (value === 0) return;
+      throw this.#missing(cluster);
+    }
+    const index = cluster % perBlock;
+    await this.#options.cache.with(this.#blockOffset(number), (block) => {
+      setRefcount(block.view, order, index, value);
+      block.markDirty(...refcountBytes(order, index, index));
+    });
+    if (value === 0 && cluster < this.#searchFrom) this.#searchFrom = cluster;
+  }
+
+  /** Takes the free clusters from `index` on; only that very one when `exact`. */
+  #take(
+    block: CachedTable,
+    index: number,
+    countMax: number,
+    exact: boolean,
+  ): ClusterRun | undefined {
+    const { refcountOrder: order, refcountsPerBlock: perBlock } = this.#geometry;
+    let first = index;
+    while (first < perBlock && getRefcount(block.view, order, first) !== 0) {
+      if (exact) return undefined;
+      first++;
+    }
+    if (first === perBlock) return undefined;
+    let end = first;
+    while (end < perBlock && end - first < countMax) {
+      if (getRefcount(block.view, order, end) !== 0) break;
+      setRefcount(block.view, order, end, 1);
+      end++;
+    }
+    block.markDirty(...refcountBytes(order, first, end - 1));
+    return { first, count: end - first };
+  }
+
+  #change(block: CachedTable, { first, count }: ClusterRun, delta: number): void {
+    const { refcountOrder: order, refcountMax: max } = this.#geometry;
+    for (let index = first; index < first + count; index++) {
+      const now = getRefcount(block.view, order, index);
+      if (now + delta > max) {
+        throw new BlockError('DF_INVALID', `A cluster has ${max} references, the most it can have`);
+      }
+      if (now + delta < 0) {
+        this.#options.corrupt(
+          `Freeing a cluster that has ${now} references, refcount block ` +
+            `offset 0x${block.offset.toString(16)}, index ${index}`,
+        );
+      }
+    }
+    for (let index = first; index < first + count; index++) {
+      setRefcount(block.view, order, index, getRefcount(block.view, order, index) + delta);
+    }
+    block.markDirty(...refcountBytes(order, first, first + count - 1));
+  }
+
+  #missing(cluster: number): BlockError {
+    return new BlockError('DF_CORRUPT_IMAGE', `Host cluster ${cluster} has no refcount block`);
+  }
+
+  /** Where a refcount block lies, bytes; 0: nowhere, all its counts are 0. */
+  #blockOffset(number: number): number {
+    if (number >= this.#table.entries) return 0;
+    const offset = refcountTableOffset(this.#table.high(number), this.#table.low(number));
+    if (offset % this.#geometry.clusterSize !== 0) {
+      this.#options.corrupt(
+        `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: 0x${number.toString(16)})`,
+      );
+    }
+    return offset;
+  }
+
+  /** @returns false when a block was made, which takes clusters of those that it counts */
+  async #ensureBlocks(first: number, count: number): Promise<boolean> {
+    const { refcountsPerBlock: perBlock } = this.#geometry;
+    let complete = true;
+    for (let at = first; at < first + count; at = (Math.floor(at / perBlock) + 1) * perBlock) {
+      if (await this.#ensureBlock(Math.floor(at / perBlock), at % perBlock)) complete = false;
+    }
+    return complete;
+  }
+
+  /**
+   * Makes the refcount block where there is none; it takes the first cluster that is asked for, which
+   * it counts itself. @returns true when clusters were taken for that
+   */
+  async #ensureBlock(number: number, index: number): Promise<boolean> {
+    const { clusterSize, refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
+    const grow = number >= this.#table.entries;
+    if (grow) await this.#growTable(number);
+    if (this.#blockOffset(number) !== 0) return grow;
+    const offset = (number * perBlock + index) * clusterSize;
+    this.#checkOffset(offset);
+    await this.#options.cache.create(offset, ({ view }) => setRefcount(view, order, index, 1));
+    this.#table.set(number, highWord(offset), lowWord(offset));
+    this.#options.blockAdded(offset);
+    return true;
+  }
+
+  /** A longer table, placed with the blocks that count it where the old one's reach ends. */
+  async #growTable(number: number): Promise<void> {
+    const { clusterSize, refcountsPerBlock: perBlock } = this.#geometry;
+    const old = this.#table;
+    const perCluster = clusterSize / 8;
+    const wanted = Math.max(number + 1, Math.ceil(old.entries * 1.5));
+    const start = old.entries * perBlock;
+    // Blocks for themselves and for the table; each adds an entry, so that this settles quickly.
+    let tableClusters = Math.ceil(wanted / perCluster);
+    let blocks = 1;
+    for (;;) {
+      const covered = Math.ceil((blocks + tableClusters) / perBlock);
+      const entries = Math.max(wanted, old.entries + covered);
+      const clusters = Math.ceil(entries / perCluster);
+      if (covered === blocks && clusters === tableClusters) break;
+      blocks = covered;
+      tableClusters = clusters;
+    }
+    if (tableClusters * clusterSize > QCOW2_REFCOUNT_TABLE_MAX) throw tooLarge();
+    this.#checkOffset((start + blocks + tableClusters) * clusterSize);
+    const bytes = Buffer.alloc(tableClusters * clusterSize);
+    old.bytes.copy(bytes);
+    const table = new EntryTable((start + blocks) * clusterSize, bytes);
+    await this.#fillNewBlocks(table, { first: start, count: blocks + tableClusters }, blocks);
+    await this.#options.replaceTable(table);
+    this.#table = table;
+    this.#options.tableReplaced();
+  }
+
+  async #fillNewBlocks(table: EntryTable, used: ClusterRun, blocks: number): Promise<void> {
+    const { clusterSize, refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
+    for (let nth = 0; nth < blocks; nth++) {
+      const offset = (used.first + nth) * clusterSize;
+      const count = Math.min(perBlock, used.count - nth * perBlock);
+      await this.#options.cache.create(offset, ({ view }) => {
+        for (let index = 0; index < count; index++) setRefcount(view, order, index, 1);
+      });
+      table.set(used.first / perBlock + nth, highWord(offset), lowWord(offset));
+      this.#options.blockAdded(offset);
+    }
+  }
+
+  #checkOffset(offset: number): void {
+    if (offset >= Math.min(ENTRY_OFFSET_MAX, Number.MAX_SAFE_INTEGER)) throw tooLarge();
+  }
+}
+
+const tooLarge = (): BlockError =>
+  new BlockError('DF_NO_SPACE', 'The image file can not grow any further');

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+/** Internal snapshots of an image: where their tables lie. */
+
+import { QCOW2_L1_TABLE_MAX } from '../../../../protocol/qcow2/header.js';
+import {
+  decodeSnapshotTables,
+  QCOW2_SNAPSHOT,
+  QCOW2_SNAPSHOT_EXTRA_MAX,
+  QCOW2_SNAPSHOT_TABLE_MAX,
+} from '../../../../protocol/qcow2/snapshots.js';
+import { BlockError, toError } from '../../../base/errors.js';
+import type { Qcow2Image } from './image.js';
+import { readPadded } from './image-io.js';
+
+export interface SnapshotL1 {
+  /** Host bytes. */
+  readonly offset: number;
+  readonly entries: number;
+}
+
+export interface SnapshotTable {
+  /** Of the snapshot table, host bytes. */
+  readonly offset: number;
+  /** Bytes; 0: there are no snapshots. */
+  readonly length: number;
+  readonly tables: readonly SnapshotL1[];
+}
+
+/** Longest an entry can be: fixed part, extra data, id and name. */
+const ENTRY_MAX = QCOW2_SNAPSHOT.size + QCOW2_SNAPSHOT_EXTRA_MAX + 2 * 0xffff + 8;
+
+/** @throws BlockError DF_CORRUPT_IMAGE when the table, or an L1 table that it names, can't be right */
+export async function snapshotTables(image: Qcow2Image): Promise<SnapshotTable> {
+  const { snapshotCount, snapshotsOffset } = image.header.header;
+  const offset = Number(snapshotsOffset);
+  if (snapshotCount === 0) return { offset, length: 0, tables: [] };
+  const { file } = image;
+  const available = Math.max(file.size - offset, 0);
+  const bytes = Buffer.alloc(
+    Math.min(snapshotCount * ENTRY_MAX, QCOW2_SNAPSHOT_TABLE_MAX, available),
+  );
+  await readPadded(file, offset, bytes);
+  try {
+    const { tables, length } = decodeSnapshotTables(bytes, snapshotCount);
+    return { offset, length, tables: tables.map((table) => checked(image, table)) };
+  } catch (error) {
+    throw new BlockError(
+      'DF_CORRUPT_IMAGE',
+      'Snapshot table is invalid',
+      {},
+      {
+        cause: toError(error),
+      },
+    );
+  }
+}
+
+function checked(
+  image: Qcow2Image,
+  { l1Offset, l1Entries }: { l1Offset: bigint; l1Entries: number },
+): SnapshotL1 {
+  const offset = Number(l1Offset);
+  const aligned = offset % image.geometry.clusterSize === 0;
+  if (!aligned || offset > image.file.size || l1Entries * 8 > QCOW2_L1_TABLE_MAX) {
+    throw new RangeError(`L1 table with ${l1Entries} entries at ${l1Offset} can not be`);
+  }
+  return { offset, entries: l1Entries };
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Writes. Into clusters that are there and ours alone, the bytes go straight. Elsewhere new clusters are
+ * allocated, what the request leaves of them is copied, and only when all is written do they become part
+ * of the image.
+ */
+import {
+  ENTRY_COMPRESSED,
+  ENTRY_COPIED,
+  entryOffset,
+  highWord,
+  lowWord,
+} from '../../../../protocol/qcow2/entries.js';
+import { alignDown, alignUp } from '../../../base/byte-range.js';
+import { QCOW2_ALLOCATION_MAX } from '../../../base/limits.js';
+import type { MaybePromise } from '../../../base/maybe-promise.js';
+import { allocate, reclaim } from './allocate.js';
+import { RUN_DATA, Run } from './cluster-map.js';
+import { type Copying, writeAround } from './copy-on-write.js';
+import type { Qcow2Image } from './image.js';
+import { ensureL2, getEntry, giveUp, setEntry, withEntries } from './l2-entries.js';
+import { prepareWrite } from './prepare-write.js';
+
+/** Filled and used up within one turn, so that a hit allocates nothing. */
+const found = new Run();
+
+/** Writes all of `buffer`; in range. */
+export function writeGuest(image: Qcow2Image, offset: number, buffer: Buffer): MaybePromise<void> {
+  const length = buffer.byteLength;
+  if (
+    image.guard !== undefined &&
+    image.map.lookup(offset, length, found) &&
+    found.length === length &&
+    found.kind === RUN_DATA &&
+    found.copied
+  ) {
+    return writeInPlace(image, found.hostOffset, buffer);
+  }
+  return writeLocked(image, offset, buffer);
+}
+
+function writeInPlace(image: Qcow2Image, hostOffset: number, buffer: Buffer): MaybePromise<void> {
+  if (!image.hasDataFile) image.checkOverlap(hostOffset, buffer.byteLength);
+  const pending = image.data.write(hostOffset, buffer);
+  return pending === undefined ? undefined : image.track(pending);
+}
+
+async function writeLocked(image: Qcow2Image, offset: number, buffer: Buffer): Promise<void> {
+  await prepareWrite(image);
+  const { clusterSize } = image.geometry;
+  const start = alignDown(offset, clusterSize);
+  const end = alignUp(offset + buffer.byteLength, clusterSize);
+  const hold = await image.clusterLock.acquire(start, end - start);
+  try {
+    await writeRuns(image, offset, buffer);
+  } finally {
+    hold.release();
+  }
+  await reclaim(image);
+}
+
+/** For who holds the clusters of the range. */
+export async function writeRuns(image: Qcow2Image, offset: number, buffer: Buffer): Promise<void> {
+  const waiting: Promise<void>[] = [];
+  const run = new Run();
+  try {
+    for (let at = 0; at < buffer.byteLength; ) {
+      await image.map.find(offset + at, buffer.byteLength - at, run);
+      if (run.kind === RUN_DATA && run.copied) {
+        const pending = writeInPlace(image, run.hostOffset, buffer.subarray(at, at + run.length));
+        if (pending !== undefined) waiting.push(pending);
+        at += run.length;
+      } else {
+        at += await writeNew(image, offset + at, buffer.subarray(at));
+      }
+    }
+  } finally {
+    await Promise.allSettled(waiting);
+  }
+  if (waiting.length > 0) await Promise.all(waiting);
+}
+
+/** What is to be done with a run of clusters, all alike. */
+interface Plan {
+  readonly clusters: number;
+  /** The host clusters that are there and ours, one after the other; 0: new ones are needed. */
+  readonly reuse: number | undefined;
+  /** Whole clusters have to be filled; else subclusters. */
+  readonly whole: boolean;
+}
+
+/** Allocates and writes a first part of the buffer. @returns its length, bytes */
+async function writeNew(image: Qcow2Image, offset: number, buffer: Buffer): Promise<number> {
+  const { clusterSize } = image.geometry;
+  await ensureL2(image, offset);
+  const start = alignDown(offset, clusterSize);
+  const wanted = Math.min(
+    Math.ceil((offset + buffer.byteLength - start) / clusterSize),
+    Math.max(QCOW2_ALLOCATION_MAX / clusterSize, 1),
+  );
+  const plan = await planRun(image, start, wanted);
+  const place =
+    plan.reuse === undefined
+      ? await placeFor(image, start, plan.clusters)
+      : { offset: plan.reuse, clusters: plan.clusters, fresh: false };
+  const length = Math.min(buffer.byteLength, start + place.clusters * clusterSize - offset);
+  const copying: Copying = {
+    start,
+    host: place.offset,
+    unit: plan.whole ? clusterSize : image.geometry.subclusterSize,
+    fresh: place.fresh,
+    reused: plan.reuse !== undefined,
+  };
+  try {
+    await writeAround(image, copying, offset, buffer.subarray(0, length));
+    await link(image, copying, { offset, length, plan });
+  } catch (error) {
+    if (plan.reuse === undefined && !image.hasDataFile) {
+      const bytes = place.clusters * clusterSize;
+      image.frees.add({ offset: place.offset, length: bytes, table: false, discard: false });
+    }
+    throw error;
+  }
+  return length;
+}
+
+/** In an external data file every guest cluster has its place already. */
+async function placeFor(
+  image: Qcow2Image,
+  start: number,
+  clusters: number,
+): Promise<{ offset: number; clusters: number; fresh: boolean }> {
+  if (!image.hasDataFile) return allocate(image, clusters);
+  return { offset: start, clusters, fresh: start >= image.data.size };
+}
+
+/** How far from the first cluster on the same has to be done. Its first cluster is not written in place. */
+async function planRun(image: Qcow2Image, start: number, clusters: number): Promise<Plan> {
+  let plan: Plan | undefined;
+  await withEntries(image, start, clusters, ({ table, first, count }) => {
+    const head = planOf(image, getEntry(image, table, first));
+    let same = 1;
+    for (; same < count; same++) {
+      const next = planOf(image, getEntry(image, table, first + same));
+      const follows =
+        head.reuse === undefined
+          ? next.reuse === undefined
+          : next.reuse === head.reuse + same * image.geometry.clusterSize;
+      if (!follows || next.whole !== head.whole || next.inPlace) break;
+    }
+    plan = { ...head, clusters: same };
+  });
+  if (plan === undefined) throw new Error('qcow2: no entries');
+  return plan;
+}
+
+function planOf(
+  image: Qcow2Image,
+  { high, low, zero }: { high: number; low: number; zero: number },
+): { reuse: number | undefined; whole: boolean; inPlace: boolean } {
+  const { extendedL2 } = image.geometry;
+  const compressed = (high & ENTRY_COMPRESSED) !== 0;
+  const copied = (high & ENTRY_COPIED) !== 0;
+  const host = entryOffset(high, low);
+  const there = !compressed && (host !== 0 || (image.hasDataFile && copied));
+  if (there && copied) {
+    const plainData = extendedL2 ? false : (low & 1) === 0;
+    return { reuse: host, whole: !extendedL2, inPlace: plainData && zero === 0 };
+  }
+  return { reuse: undefined, whole: !extendedL2 || compressed || there, inPlace: false };
+}
+
+/** The clusters become part of the image; what they replace is given up. */
+async function link(
+  image: Qcow2Image,
+  { start, host, unit }: Copying,
+  { offset, length, plan }: { offset: number; length: number; plan: Plan },
+): Promise<void> {
+  const { clusterSize } = image.geometry;
+  const filledFrom = alignDown(offset, unit);
+  const filledTo = alignUp(offset + length, unit);
+  const clusters = Math.ceil((filledTo - start) / clusterSize);
+  await withEntries(image, start, clusters, ({ table, first, count }) => {
+    for (let nth = 0; nth < count; nth++) {
+      const old = getEntry(image, table, first + nth);
+      const at = host + nth * clusterSize;
+      const cluster = start + nth * clusterSize;
+      const bits = plan.whole
+        ? 0xffff_ffff
+        : subclusterBits(image, filledFrom - cluster, filledTo - cluster);
+      const kept = plan.whole ? { zero: 0, allocated: 0 } : old;
+      setEntry(image, table, first + nth, {
+        high: (highWord(at) | ENTRY_COPIED) >>> 0,
+        low: lowWord(at),
+        zero: (kept.zero & ~bits) >>> 0,
+        allocated: (kept.allocated | bits) >>> 0,
+      });
+      if (plan.reuse === undefined) giveUp(image, old, false);
+    }
+  });
+}
+
+/** Bits of the subclusters from `from` to `to`, bytes from the start of a cluster; may lie outside. */
+export function subclusterBits(image: Qcow2Image, from: number, to: number): number {
+  const { subclusterSize, subclusters } = image.geometry;
+  const first = Math.max(Math.ceil(from / subclusterSize), 0);
+  const end = Math.min(Math.floor(to / subclusterSize), subclusters);
+  if (end <= first) return 0;
+  const ones = end - first === 32 ? 0xffff_ffff : 2 ** (end - first) - 1;
+  return (ones << first) >>> 0;
+}

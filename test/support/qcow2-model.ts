@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+/** Random requests on an image and on a buffer in memory, which must stay equal. */
+import { REQ_FUA, REQ_MAY_UNMAP } from '../../src/block/block-driver.js';
+import type { NodeLike } from '../suite/block-driver.suite.js';
+import { contentOf, expectEqual, KIB, pattern } from './qcow2.js';
+
+/** A sequence of numbers that a seed fixes. */
+export class Random {
+  #state: number;
+
+  constructor(seed: number) {
+    this.#state = seed >>> 0 || 1;
+  }
+
+  /** An integer from 0 to `below` - 1. */
+  below(below: number): number {
+    // xorshift32
+    let x = this.#state;
+    x ^= x << 13;
+    x >>>= 0;
+    x ^= x >>> 17;
+    x ^= x << 5;
+    this.#state = x >>> 0;
+    return Math.floor((this.#state / 2 ** 32) * below);
+  }
+
+  pick<T>(choices: readonly T[]): T {
+    const choice = choices[this.below(choices.length)];
+    if (choice === undefined) throw new Error('nothing to pick from');
+    return choice;
+  }
+}
+
+export interface ModelOptions {
+  readonly random: Random;
+  /** The content at the start. */
+  readonly content: Buffer;
+  readonly clusterSize: number;
+  /** Discarded clusters may keep their bytes or show what is below: those parts are not compared. */
+  readonly discards: boolean;
+}
+
+/** Bytes that an image should have. */
+export class ImageModel {
+  readonly #options: ModelOptions;
+  content: Buffer;
+  #writes = 0;
+
+  constructor(options: ModelOptions) {
+    this.#options = options;
+    this.content = Buffer.from(options.content);
+  }
+
+  /** Some requests at a time on ranges that don't meet, and the same on the model. */
+  async step(node: NodeLike): Promise<void> {
+    const { random } = this.#options;
+    const count = random.pick([1, 1, 2, 4, 8]);
+    const part = Math.floor(this.content.byteLength / count);
+    const running: unknown[] = [];
+    for (let nth = 0; nth < count; nth++) {
+      running.push(this.#request(node, nth * part, part));
+    }
+    await Promise.all(running);
+  }
+
+  async #request(node: NodeLike, from: number, room: number): Promise<void> {
+    const { random, clusterSize, discards } = this.#options;
+    const unit = random.pick([1, 512, 4 * KIB, clusterSize, clusterSize]);
+    const start = Math.min(Math.floor((from + random.below(room)) / unit) * unit, from + room - 1);
+    const offset = Math.max(start, from);
+    const most = random.pick([1 * KIB, 20 * KIB, 2 * clusterSize, 6 * clusterSize]);
+    let length = Math.min(1 + random.below(most), from + room - offset);
+    if (random.below(2) === 0) length = Math.max(Math.floor(length / unit) * unit, 1);
+    const kind = random.below(12);
+    if (kind < 7) return this.#write(node, offset, length);
+    if (kind < 9) return this.#zero(node, offset, length);
+    if (kind < 10 && discards) return this.#discard(node, offset, length);
+    const got = Buffer.alloc(length, 0xee);
+    const expected = Buffer.from(this.content.subarray(offset, offset + length));
+    await node.read(offset, got);
+    expectEqual(got, expected);
+  }
+
+  async #write(node: NodeLike, offset: number, length: number): Promise<void> {
+    this.#writes++;
+    const bytes = pattern(length, this.#writes);
+    bytes.copy(this.content, offset);
+    await node.write(offset, bytes, this.#options.random.below(20) === 0 ? REQ_FUA : 0);
+  }
+
+  async #zero(node: NodeLike, offset: number, length: number): Promise<void> {
+    this.content.fill(0, offset, offset + length);
+    await node.writeZeroes(offset, length, this.#options.random.pick([0, REQ_MAY_UNMAP]));
+  }
+
+  /** Whole clusters read as zeroes; the rest stays as it is. */
+  async #discard(node: NodeLike, offset: number, length: number): Promise<void> {
+    const { clusterSize } = this.#options;
+    const first = Math.ceil(offset / clusterSize) * clusterSize;
+    const end = offset + length;
+    const toEnd = end === this.content.byteLength;
+    const last = toEnd ? end : Math.floor(end / clusterSize) * clusterSize;
+    if (last > first) this.content.fill(0, first, last);
+    await node.discard(offset, length);
+  }
+
+  resize(size: number): void {
+    const next = Buffer.alloc(size);
+    this.content.copy(next);
+    this.content = next;
+  }
+
+  async compare(node: NodeLike): Promise<void> {
+    expectEqual(await contentOf(node), this.content);
+  }
+}
