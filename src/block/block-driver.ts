@@ -278,12 +278,14 @@ export interface DriverDefinition {
   open(options: DriverOptions, context: OpenContext): MaybePromise<BlockDriver>;
   /**
    * Children that the options say nothing of and the medium itself names: a backing file that stands in
-   * an image. Called when the required children are attached. Keys that the options have (null too) are
-   * not looked at.
+   * an image. Called when the children of the options are attached. Keys that the options have (null
+   * too) are not looked at.
+   * @param resolve the protocol node's options for a file name: see `filenameOptions`
    */
   impliedChildren?(
     options: DriverOptions,
     context: OpenContext,
+    resolve: (filename: string) => Promise<DriverOptions>,
   ): MaybePromise<Readonly<Record<string, DriverOptions>>>;
   /**
    * Options for a file name that is of this driver's kind ('nbd://…', the path of a device); undefined

@@ -10,6 +10,7 @@ import type {
 } from './block-driver.js';
 import type { ChildEdge } from './edge.js';
 import { type BlockGraph, OPENING_PERMISSIONS } from './graph.js';
+import { filenameOptions } from './image-filename.js';
 import { BlockNode } from './node.js';
 import {
   type InheritedOptions,
@@ -81,11 +82,13 @@ async function openChildren(
   }
   if (definition.impliedChildren === undefined) return;
   const context = openContext(node, options.signal ?? new AbortController().signal);
-  const implied = await definition.impliedChildren(given, context);
+  const implied = await definition.impliedChildren(given, context, (filename) =>
+    filenameOptions(graph.drivers, filename),
+  );
   for (const child of definition.children) {
     const value = implied[child.key];
     if (value === undefined || given[child.key] !== undefined) continue;
-    await openImplied(graph, node, { definition, child, value }, options);
+    await openImplied(graph, node, { definition, child, name: child.key, value }, options);
   }
 }
 
@@ -93,7 +96,7 @@ async function openChildren(
 async function openImplied(
   graph: BlockGraph,
   node: BlockNode,
-  wanted: { definition: DriverDefinition; child: ChildDefinition; value: DriverOptions },
+  wanted: Parameters<typeof openChild>[2],
   options: OpenOptions,
 ): Promise<void> {
   try {

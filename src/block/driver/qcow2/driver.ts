@@ -19,6 +19,7 @@ import {
 } from '../../block-driver.js';
 import type { ChildEdge } from '../../edge.js';
 import type { NodeOptions } from '../../node-options.js';
+import { qcow2Creation } from './create-options.js';
 import { discardGuest } from './discard.js';
 import { formatInfo } from './format-info.js';
 import { Qcow2Image } from './image.js';
@@ -306,4 +307,5 @@ export const qcow2Driver: DriverDefinition = {
   ],
   open: (options, context) => Qcow2Driver.open(options, context),
   impliedChildren,
+  create: qcow2Creation,
 };

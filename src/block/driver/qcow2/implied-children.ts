@@ -8,8 +8,8 @@ import { DiskFile } from '../../../sys/file.js';
 import type { DriverOptions, OpenContext } from '../../block-driver.js';
 import { type ImageHead, readHead } from './open.js';
 
-/** A backing file whose format the image does not tell; its first bytes do. */
-type Probe = (filename: string) => Promise<string>;
+/** Options of the protocol node that a file name means. */
+type Resolve = (filename: string) => Promise<DriverOptions>;
 
 /**
  * Options of the children that the image names and the options don't.
@@ -18,18 +18,19 @@ type Probe = (filename: string) => Promise<string>;
 export async function impliedChildren(
   options: DriverOptions,
   context: OpenContext,
+  resolve: Resolve,
 ): Promise<Readonly<Record<string, DriverOptions>>> {
   const file = context.child('file');
   const head = await readHead(file);
   const children: Record<string, DriverOptions> = {};
   const { header, backingName, extensions } = head.content;
   if (backingName !== undefined && backingName !== '' && options.backing === undefined) {
-    children.backing = await backingOptions(head, file.node.driver.filename, probe);
+    children.backing = await backingOptions(head, file.node.driver.filename, resolve);
   }
   const external = (header.incompatible & QCOW2_INCOMPAT_DATA_FILE) !== 0n;
   const name = extensions.find(({ type }) => type === QCOW2_EXT_DATA_FILE);
   if (external && name !== undefined && options['data-file'] === undefined) {
-    children['data-file'] = protocolOptions(Buffer.from(name.data).toString('utf8'));
+    children['data-file'] = await resolve(Buffer.from(name.data).toString('utf8'));
   }
   return children;
 }
@@ -38,14 +39,14 @@ export async function impliedChildren(
 async function backingOptions(
   { content, backingFormat }: ImageHead,
   imageName: string,
-  probeFormat: Probe,
+  resolve: Resolve,
 ): Promise<DriverOptions> {
   const name = content.backingName ?? '';
   if (name.startsWith('json:')) return jsonOptions(name.slice('json:'.length));
-  const file = protocolOptions(fullBackingName(name, imageName));
+  const file = await resolve(fullBackingName(name, imageName));
   if (backingFormat !== undefined && backingFormat !== '') return { driver: backingFormat, file };
   if (file.driver !== 'file') return { driver: 'raw', file };
-  return { driver: await probeFormat(String(file.filename)), file };
+  return { driver: await probe(String(file.filename)), file };
 }
 
 /** The backing file's name as it stands in the image, made absolute where it is relative. */
@@ -58,37 +59,6 @@ export function fullBackingName(name: string, imageName: string): string {
 function hasProtocol(name: string): boolean {
   const colon = name.indexOf(':');
   return colon > 0 && !name.slice(0, colon).includes('/');
-}
-
-/** A file, or the server that an address names. @throws BlockError DF_INVALID for other protocols */
-function protocolOptions(name: string): DriverOptions {
-  if (!hasProtocol(name)) return { driver: 'file', filename: name };
-  if (name.startsWith('file:')) {
-    const rest = name.slice('file:'.length);
-    return { driver: 'file', filename: rest.startsWith('//') ? rest.slice(2) : rest };
-  }
-  if (/^nbd(\+unix)?:\/\//.test(name)) return nbdOptions(name);
-  throw new BlockError('DF_INVALID', `Unknown protocol '${name.slice(0, name.indexOf(':'))}'`);
-}
-
-function nbdOptions(uri: string): DriverOptions {
-  let url: URL;
-  try {
-    url = new URL(uri);
-  } catch {
-    throw new BlockError('DF_INVALID', `'${uri}' is no NBD address`);
-  }
-  const name = decodeURIComponent(url.pathname.replace(/^\//, ''));
-  const socket = url.searchParams.get('socket');
-  const server =
-    url.protocol === 'nbd+unix:'
-      ? { type: 'unix', path: socket ?? '' }
-      : {
-          type: 'inet',
-          host: url.hostname.replace(/^\[|\]$/g, ''),
-          port: url.port === '' ? '10809' : url.port,
-        };
-  return { driver: 'nbd', server, ...(name === '' ? {} : { export: name }) };
 }
 
 /** Options as an object, nested or with dotted keys. */

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+/** `blockdev-create` of a qcow2 image. @see qapi BlockdevCreateOptionsQcow2 */
+import { BlockError } from '../../../base/errors.js';
+import type {
+  CreateContext,
+  DriverOptions,
+  ImageCreation,
+  PreallocationMode,
+} from '../../block-driver.js';
+import { createQcow2, type Qcow2CreateOptions } from './create.js';
+
+/** The members of BlockdevCreateOptionsQcow2, without its nodes. */
+interface WireOptions {
+  readonly 'data-file-raw'?: boolean;
+  readonly 'extended-l2'?: boolean;
+  readonly size: number;
+  readonly version?: 'v2' | 'v3';
+  readonly 'backing-file'?: string;
+  readonly 'backing-fmt'?: string;
+  readonly 'cluster-size'?: number;
+  readonly preallocation?: PreallocationMode;
+  readonly 'lazy-refcounts'?: boolean;
+  readonly 'refcount-bits'?: number;
+  readonly 'compression-type'?: 'zlib' | 'zstd';
+}
+
+export const qcow2Creation: ImageCreation = {
+  nodes: [
+    { key: 'file', required: true },
+    { key: 'data-file', required: false },
+  ],
+  backing: true,
+  create,
+};
+
+async function create(options: DriverOptions, context: CreateContext): Promise<void> {
+  const wire = options as unknown as WireOptions;
+  const data = context.findNode('data-file');
+  const dataFilename = data?.root.node.driver.filename;
+  if (dataFilename === '') {
+    throw new BlockError('DF_INVALID', 'The data file has no name that the image could note');
+  }
+  await createQcow2(context.node('file').root, {
+    size: Number(wire.size),
+    ...given('version', wire.version),
+    ...given('clusterSize', wire['cluster-size']),
+    ...given('refcountBits', wire['refcount-bits']),
+    ...given('lazyRefcounts', wire['lazy-refcounts']),
+    ...given('extendedL2', wire['extended-l2']),
+    ...given('backingFile', wire['backing-file']),
+    ...given('backingFormat', wire['backing-fmt']),
+    ...given('dataFile', data?.root),
+    ...given('dataFileName', dataFilename),
+    ...given('dataFileRaw', wire['data-file-raw']),
+    ...given('preallocation', wire.preallocation),
+    ...given('compressionType', wire['compression-type']),
+  });
+}
+
+function given<K extends keyof Qcow2CreateOptions>(
+  key: K,
+  value: Qcow2CreateOptions[K] | undefined,
+): Partial<Pick<Qcow2CreateOptions, K>> {
+  return (value === undefined ? {} : { [key]: value }) as Partial<Pick<Qcow2CreateOptions, K>>;
+}
