@@ -201,6 +201,13 @@ class FileDriver implements BlockDriver {
     this.#size = size;
   }
 
+  /** Others had the file meanwhile: it may have another size, and holes elsewhere. */
+  async activate(): Promise<void> {
+    const { file } = this.#access.handle;
+    this.#dataExtent.forget(0, Number.MAX_SAFE_INTEGER);
+    this.#size = this.name === 'host_device' ? deviceSize(file) : (await file.stat()).size;
+  }
+
   preparePermissions(taken: PermissionMask, shared: ShareMask): MaybePromise<void> {
     return this.#access.preparePermissions(taken, shared);
   }
