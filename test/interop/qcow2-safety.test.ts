@@ -148,6 +148,24 @@ describe('an image whose writer was killed', () => {
   });
 });
 
+describe('flushing', () => {
+  it('while another flush is under way waits for what that one has taken along', async () => {
+    const { dir, path } = await image(4 * MIB);
+    const { node, close } = await openImage(path);
+    await node.write(0, Buffer.alloc(1 * MIB, 1));
+    const first = node.flush();
+    await node.driver.flush?.();
+    const left = join(dir, 'left');
+    await copyFile(path, left);
+    await first;
+    await close();
+    expectEqual(
+      (await qemuContent(left, join(dir, 'raw'))).subarray(0, 1 * MIB),
+      Buffer.alloc(1 * MIB, 1),
+    );
+  });
+});
+
 describe('header fields are checked', () => {
   const refuses = (what: string, offset: number, bytes: Buffer, message: RegExp): void => {
     it(what, async () => {

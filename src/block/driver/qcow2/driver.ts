@@ -46,6 +46,8 @@ class Qcow2Driver implements BlockDriver {
   readonly name = 'qcow2';
   readonly features = FEATURES;
   readonly limits: BlockLimits;
+  /** An image that is marked as corrupt is not written to. */
+  readonly readOnly: boolean;
   readonly #context: OpenContext;
   #given: DriverOptions;
   #readOnly: boolean;
@@ -69,6 +71,7 @@ class Qcow2Driver implements BlockDriver {
     this.#dataFile = children['data-file'];
     this.#backing = children.backing;
     this.#image = make(this);
+    this.readOnly = this.#image.corruptBit;
     const { clusterSize, subclusterSize } = this.#image.geometry;
     this.limits = {
       ...DEFAULT_LIMITS,
@@ -128,11 +131,6 @@ class Qcow2Driver implements BlockDriver {
 
   get filename(): string {
     return this.#file.node.driver.filename;
-  }
-
-  /** A corrupt image is not written to. */
-  get readOnly(): boolean {
-    return this.#image.corruptBit;
   }
 
   read(offset: number, buffer: Buffer, _flags: RequestFlags): MaybePromise<void> {

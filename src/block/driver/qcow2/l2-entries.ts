@@ -47,7 +47,9 @@ async function makeL2(image: Qcow2Image, index: number, old: number): Promise<vo
   image.l2.drop(offset, clusterSize);
   image.map.l1.setL2(index, offset);
   image.guard?.add('active-l2', offset);
-  if (old !== 0) frees.add({ offset: old, length: clusterSize, table: true, discard: false });
+  if (old === 0) return;
+  const discard = image.options.passDiscard.other;
+  frees.add({ offset: old, length: clusterSize, table: true, discard });
 }
 
 /** The entries of one slice that lie in a guest range. */

@@ -23,6 +23,8 @@ export class MetadataWriter {
   readonly #image: Qcow2Image;
   readonly #commitLock = new Mutex();
   readonly #refcountLock = new Mutex();
+  /** Commits that have not ended; what they have taken along is nowhere marked as changed. */
+  #running = 0;
   /** Data, tables or counts were written since the last barrier. */
   #unsettled = false;
 
@@ -38,6 +40,7 @@ export class MetadataWriter {
   /** True when the file has all metadata (but for counts, while the image is marked dirty). */
   get clean(): boolean {
     const { l2, map, frees, refcountCache, refcounts } = this.#image;
+    if (this.#running > 0) return false;
     if (l2.anyDirty || map.l1.dirty || frees.count > 0) return false;
     return this.#lazy || !(refcountCache.anyDirty || refcounts.table.dirty);
   }
@@ -48,8 +51,13 @@ export class MetadataWriter {
   }
 
   /** Writes all that has changed up to now; it is durable when the files below are flushed next. */
-  commit(): Promise<void> {
-    return this.#commitLock.run(() => this.#commit());
+  async commit(): Promise<void> {
+    this.#running++;
+    try {
+      await this.#commitLock.run(() => this.#commit());
+    } finally {
+      this.#running--;
+    }
   }
 
   /** Writes everything, counts too, so that the file can be left as it is. */
@@ -177,7 +185,8 @@ export class MetadataWriter {
       refcountTableClusters: table.bytes.byteLength / geometry.clusterSize,
     });
     const { length } = old.bytes;
-    frees.add({ offset: old.offset, length, table: true, discard: false });
+    const discard = this.#image.options.passDiscard.other;
+    frees.add({ offset: old.offset, length, table: true, discard });
   }
 
   /** Nothing in the file refers to these any more; what is under way on them ends first. */

@@ -47,7 +47,12 @@ export interface Qcow2Options {
   /** Seconds after which tables that nobody used are let go; 0: never. */
   readonly cleanInterval: number;
   readonly lazyRefcounts: boolean;
-  readonly passDiscard: { readonly request: boolean; readonly other: boolean };
+  /** Whether clusters that come free are discarded in the file, by what frees them. */
+  readonly passDiscard: {
+    readonly request: boolean;
+    readonly snapshot: boolean;
+    readonly other: boolean;
+  };
   readonly discardNoUnref: boolean;
   readonly overlapChecks: ReadonlySet<OverlapCheck>;
 }
@@ -82,6 +87,7 @@ export function parseQcow2Options(given: DriverOptions, facts: ImageFacts): Qcow
     lazyRefcounts,
     passDiscard: {
       request: flag('pass-discard-request', facts.discard === 'unmap'),
+      snapshot: flag('pass-discard-snapshot', true),
       other: flag('pass-discard-other', false),
     },
     discardNoUnref: flag('discard-no-unref', false),

@@ -99,7 +99,10 @@ async function growL1(image: Qcow2Image, entries: number): Promise<void> {
     map.l1 = new L1Table(offset, bytes);
     image.guard?.refresh();
     const freed = alignUp(old.bytes.byteLength, geometry.clusterSize);
-    if (freed > 0) frees.add({ offset: old.offset, length: freed, table: true, discard: false });
+    if (freed > 0) {
+      const discard = image.options.passDiscard.other;
+      frees.add({ offset: old.offset, length: freed, table: true, discard });
+    }
   });
 }
 
@@ -117,7 +120,8 @@ async function shrink(image: Qcow2Image, size: number, options: TruncateOptions)
     const offset = map.l1.l2Offset(index);
     if (offset === 0) continue;
     map.l1.setL2(index, 0);
-    frees.add({ offset, length: clusterSize, table: true, discard: false });
+    const discard = image.options.passDiscard.other;
+    frees.add({ offset, length: clusterSize, table: true, discard });
   }
   await metadata.commit();
   await header.update({ size: BigInt(size) });
