@@ -44,11 +44,14 @@ export interface ModelOptions {
 export class ImageModel {
   readonly #options: ModelOptions;
   content: Buffer;
+  /** Bytes that were changed, or may have been, since `settled` was called: 1 for each. */
+  touched: Buffer;
   #writes = 0;
 
   constructor(options: ModelOptions) {
     this.#options = options;
     this.content = Buffer.from(options.content);
+    this.touched = Buffer.alloc(this.content.byteLength);
   }
 
   /** Some requests at a time on ranges that don't meet, and the same on the model. */
@@ -85,17 +88,20 @@ export class ImageModel {
     this.#writes++;
     const bytes = pattern(length, this.#writes);
     bytes.copy(this.content, offset);
+    this.touched.fill(1, offset, offset + length);
     await node.write(offset, bytes, this.#options.random.below(20) === 0 ? REQ_FUA : 0);
   }
 
   async #zero(node: NodeLike, offset: number, length: number): Promise<void> {
     this.content.fill(0, offset, offset + length);
+    this.touched.fill(1, offset, offset + length);
     await node.writeZeroes(offset, length, this.#options.random.pick([0, REQ_MAY_UNMAP]));
   }
 
   /** Whole clusters read as zeroes; the rest stays as it is. */
   async #discard(node: NodeLike, offset: number, length: number): Promise<void> {
     const { clusterSize } = this.#options;
+    this.touched.fill(1, offset, offset + length);
     const first = Math.ceil(offset / clusterSize) * clusterSize;
     const end = offset + length;
     const toEnd = end === this.content.byteLength;
@@ -104,10 +110,16 @@ export class ImageModel {
     await node.discard(offset, length);
   }
 
+  /** From now on changes are noted anew. */
+  settled(): void {
+    this.touched.fill(0);
+  }
+
   resize(size: number): void {
     const next = Buffer.alloc(size);
     this.content.copy(next);
     this.content = next;
+    this.touched = Buffer.alloc(size);
   }
 
   async compare(node: NodeLike): Promise<void> {
