@@ -40,13 +40,14 @@ export class VolatileFile implements BlockDriver {
     return this.#size;
   }
 
-  /** What is on the medium now, were the power lost. */
+  /** What is on the medium now, were the power lost: any sectors, or only what was written last. */
   loss(random: Random): Buffer {
     const left = Buffer.from(this.#durable);
-    for (const { offset, bytes } of this.#pending) {
+    const first = random.pick([0, 0, Math.max(this.#pending.length - 1 - random.below(4), 0)]);
+    for (const { offset, bytes } of this.#pending.slice(first)) {
       for (let at = 0; at < bytes.byteLength; ) {
         const end = Math.min(bytes.byteLength, at + SECTOR - ((offset + at) % SECTOR));
-        if (random.below(2) === 0) bytes.copy(left, offset + at, at, end);
+        if (first > 0 || random.below(2) === 0) bytes.copy(left, offset + at, at, end);
         at = end;
       }
     }
