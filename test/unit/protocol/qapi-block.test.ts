@@ -51,6 +51,7 @@ const OURS_OR_NEWER = [
   'blockdev-reopen.options[](copy-before-write).min-cluster-size', // QEMU 9.2
   'blockdev-create.options(luks).file(nbd).connections', // ours
   'blockdev-create.options(luks).file(copy-before-write).min-cluster-size', // QEMU 9.2
+  'blockdev-create.options(luks).file(qcow2).discard-no-unref', // QEMU 8.1
   'blockdev-add(qcow2).discard-no-unref', // QEMU 8.1
   'blockdev-reopen.options[](qcow2).discard-no-unref', // QEMU 8.1
   'blockdev-backup.x-perf.min-cluster-size', // QEMU 9.2

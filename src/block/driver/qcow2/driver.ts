@@ -21,7 +21,7 @@ import type { ChildEdge } from '../../edge.js';
 import type { NodeOptions } from '../../node-options.js';
 import { qcow2Creation } from './create-options.js';
 import { discardGuest } from './discard.js';
-import { formatInfo } from './format-info.js';
+import { formatInfo, specificInfo } from './format-info.js';
 import { Qcow2Image } from './image.js';
 import { impliedChildren } from './implied-children.js';
 import { readHead, readTables } from './open.js';
@@ -180,10 +180,12 @@ class Qcow2Driver implements BlockDriver {
   }
 
   formatInfo(): FormatInfo {
-    return formatInfo(this.#image, {
-      filename: this.filename,
-      dataFilename: this.#dataFile?.node.driver.filename,
-    });
+    return formatInfo(this.#image, this.filename);
+  }
+
+  specificInfo(): Record<string, unknown> {
+    const dataFilename = this.#dataFile?.node.driver.filename;
+    return { type: 'qcow2', data: specificInfo(this.#image, dataFilename) };
   }
 
   async inactivate(): Promise<void> {

@@ -12,10 +12,8 @@ import type { FormatInfo } from '../../block-driver.js';
 import type { Qcow2Image } from './image.js';
 import { fullBackingName } from './implied-children.js';
 
-export function formatInfo(
-  image: Qcow2Image,
-  names: { readonly filename: string; readonly dataFilename: string | undefined },
-): FormatInfo {
+/** @param filename the image's own, from which a relative backing file starts */
+export function formatInfo(image: Qcow2Image, filename: string): FormatInfo {
   const { backingName } = image.header.content;
   const format = image.header.extension(QCOW2_EXT_BACKING_FORMAT);
   const backing =
@@ -23,18 +21,21 @@ export function formatInfo(
       ? {}
       : {
           backingFilename: backingName,
-          fullBackingFilename: fullBackingName(backingName, names.filename),
+          fullBackingFilename: fullBackingName(backingName, filename),
         };
   return {
     clusterSize: image.geometry.clusterSize,
     ...backing,
     ...(format === undefined ? {} : { backingFormat: Buffer.from(format).toString('utf8') }),
     dirty: (image.header.header.incompatible & QCOW2_INCOMPAT_DIRTY) !== 0n,
-    specific: { type: 'qcow2', data: specific(image, names.dataFilename) },
   };
 }
 
-function specific(image: Qcow2Image, dataFilename: string | undefined): Record<string, unknown> {
+/** ImageInfoSpecificQCow2. */
+export function specificInfo(
+  image: Qcow2Image,
+  dataFilename: string | undefined,
+): Record<string, unknown> {
   const { header } = image.header;
   const common = {
     'compression-type': header.compressionType === QCOW2_COMPRESSION_ZSTD ? 'zstd' : 'zlib',
