@@ -40,6 +40,11 @@ export class VolatileFile implements BlockDriver {
     return this.#size;
   }
 
+  /** All that has been written, flushed or not. */
+  get content(): Buffer {
+    return this.#bytes.subarray(0, this.#size);
+  }
+
   /** What is on the medium now, were the power lost: any sectors, or only what was written last. */
   loss(random: Random): Buffer {
     const left = Buffer.from(this.#durable);
