@@ -212,7 +212,9 @@ export class MirrorJob extends BlockJob {
       );
       if (this.#ending) continue;
       if (this.state === 'running' && (end === 'clean' || this.#nearlyReady())) {
-        this.setState('ready');
+        // What is reported as copied has reached stable storage.
+        await this.flushUnderPolicy(() => this.#targetBackend.flush());
+        if (!this.shouldYield && this.#targetError === undefined) this.setState('ready');
         continue;
       }
       if (end === 'yielded') continue;

@@ -237,28 +237,55 @@ async function emulatorWrites(qmp: QmpClient, ...commands: readonly string[]): P
   }
 }
 
+/**
+ * QEMU 7.2 loses a race against itself now and then, whatever the server is: a job's read of its own
+ * image fails, because another descriptor takes the place of the one in use.
+ */
+const QEMU_RACE = 'Bad file descriptor';
+const ATTEMPTS = 4;
+
+/** @returns false when the emulator has lost its race */
+async function becameReady(qmp: QmpClient): Promise<boolean> {
+  const ends = ['ready', 'concluded'];
+  const { data } = await qmp.event('JOB_STATUS_CHANGE', ({ status }) =>
+    ends.includes(String(status)),
+  );
+  if (data?.status === 'ready') return true;
+  const [job] = await qmp.execute<{ error?: string }[]>('query-jobs');
+  expect(job?.error).toBe(QEMU_RACE);
+  return false;
+}
+
+/** @returns false when the emulator has lost its race */
+async function emulatorMovesItsDisk(command: string): Promise<boolean> {
+  const scope = testScope();
+  const { source: target, image } = await makeDisk(scope);
+  const model = Buffer.concat([Buffer.alloc(MIB), patternBytes(SIZE - MIB, 21)]);
+  await writeFile(image, model);
+  const { qmp, stop } = await startQemu(scope, image);
+  const existing = { device: 'd0', target: target.uri, format: 'raw', mode: 'existing' };
+  if (command === 'blockdev-mirror') await addTarget(qmp, target.socketPath);
+  const disk = command === 'drive-mirror' ? existing : { device: 'n0' };
+  await qmp.execute(command, { ...JOB, ...disk });
+  await emulatorWrites(qmp, ...WRITES);
+  if (!(await becameReady(qmp))) return false;
+  await emulatorWrites(qmp, 'write -P 9 2M 512');
+  await qmp.execute('block-job-complete', { device: 'job' });
+  await succeeded(qmp);
+  const moved = written(model).fill(9, 2 * MIB, 2 * MIB + 512);
+  expectBytes(await readFile(image), moved);
+  await emulatorWrites(qmp, 'write -P 8 6M 3k');
+  await stop();
+  await target.daemon.stop();
+  expectBytes(await readFile(target.path), moved.fill(8, 6 * MIB, 6 * MIB + 3 * KIB));
+  return true;
+}
+
 describe('an emulator', () => {
   it.each(['drive-mirror', 'blockdev-mirror'])('moves its disk here by %s', async (command) => {
-    const scope = testScope();
-    const { source: target, image } = await makeDisk(scope);
-    const model = Buffer.concat([Buffer.alloc(MIB), patternBytes(SIZE - MIB, 21)]);
-    await writeFile(image, model);
-    const { qmp, stop } = await startQemu(scope, image);
-    const existing = { device: 'd0', target: target.uri, format: 'raw', mode: 'existing' };
-    if (command === 'blockdev-mirror') await addTarget(qmp, target.socketPath);
-    const disk = command === 'drive-mirror' ? existing : { device: 'n0' };
-    await qmp.execute(command, { ...JOB, ...disk });
-    await emulatorWrites(qmp, ...WRITES);
-    await qmp.event('BLOCK_JOB_READY');
-    await emulatorWrites(qmp, 'write -P 9 2M 512');
-    await qmp.execute('block-job-complete', { device: 'job' });
-    await succeeded(qmp);
-    const moved = written(model).fill(9, 2 * MIB, 2 * MIB + 512);
-    expectBytes(await readFile(image), moved);
-    await emulatorWrites(qmp, 'write -P 8 6M 3k');
-    await stop();
-    await target.daemon.stop();
-    expectBytes(await readFile(target.path), moved.fill(8, 6 * MIB, 6 * MIB + 3 * KIB));
+    for (let attempt = 1; !(await emulatorMovesItsDisk(command)); attempt++) {
+      expect(attempt).toBeLessThan(ATTEMPTS);
+    }
   });
 
   it('takes a disk from here, as the other end of a migration does', async () => {

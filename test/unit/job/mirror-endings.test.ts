@@ -189,11 +189,26 @@ describe('a mirror whose target fails when it is told to end', () => {
     expect(data.target.equals(data.source)).toBe(true);
   });
 
+  it('is ready when what it has copied is on stable storage', async () => {
+    const { registry, mirror, copy } = await makeBench();
+    copy.fail.flush = new Error('broken');
+    const job = await mirror({ onTargetError: 'stop' });
+    await reached(registry, job, 'paused');
+    expect(job.wasReady).toBe(false);
+    delete copy.fail.flush;
+    job.resume();
+    await reached(registry, job, 'ready');
+    expect(copy.flushes).toBe(1);
+    job.cancel({ force: false });
+    await job.concluded;
+  });
+
   it('treats a flush that fails as the policy says', async () => {
-    const { registry, mirror, copy, heard } = await makeBench();
+    const { registry, mirror, copy, guest, heard } = await makeBench();
     const job = await mirror({ onTargetError: 'stop' });
     await reached(registry, job, 'ready');
     copy.fail.flush = new Error('broken');
+    await guest.write(0, Buffer.alloc(GRANULE, 1));
     job.cancel({ force: false });
     await reached(registry, job, 'standby');
     delete copy.fail.flush;
