@@ -101,6 +101,69 @@ describe('qcow2 in the daemon', () => {
     expectEqual(await qemuContent(path, join(dir, 'raw')), expected);
   });
 
+  it('is mirrored with its chain into another image while it is written', async () => {
+    const scope = testScope();
+    const dir = await scope.tempDir();
+    const [base, top, target] = ['base', 'top', 'target'].map((name) => join(dir, name));
+    if (base === undefined || top === undefined || target === undefined) throw new Error('names');
+    const socket = join(dir, 'nbd');
+    const size = 32 * MIB;
+    await createImage(base, size);
+    await runPeer('qemu-io', ['-f', 'qcow2', '-c', 'write -P 1 0 12M', base]);
+    await createImage(top, size, '', ['-b', 'base', '-F', 'qcow2']);
+    await runPeer('qemu-io', [
+      '-f',
+      'qcow2',
+      '-c',
+      'write -P 2 6M 3M',
+      '-c',
+      'write -z 1M 1M',
+      top,
+    ]);
+    await createImage(target, size, 'cluster_size=16k,extended_l2=on');
+    const daemon = await startDaemon(scope, [
+      ...['--blockdev', `qcow2,node-name=src,file.driver=file,file.filename=${top}`],
+      ...[
+        '--blockdev',
+        `qcow2,node-name=dst,discard=unmap,file.driver=file,file.filename=${target}`,
+      ],
+      ...['--nbd-server', `addr.type=unix,addr.path=${socket}`],
+      ...['--export', 'nbd,id=e,node-name=src,name=d,writable=on'],
+    ]);
+    const qmp = await daemon.qmp(scope);
+    const client = await NbdClient.connect({
+      address: { type: 'unix', path: socket },
+      exportName: 'd',
+    });
+    scope.defer(() => client.close());
+    const expected = Buffer.alloc(size);
+    expected
+      .fill(1, 0, 12 * MIB)
+      .fill(2, 6 * MIB, 9 * MIB)
+      .fill(0, 1 * MIB, 2 * MIB);
+    const write = async (offset: number, seed: number): Promise<void> => {
+      const bytes = pattern(20_000, seed);
+      bytes.copy(expected, offset);
+      await client.write(offset, bytes);
+    };
+    await write(100, 1);
+    await qmp.execute('blockdev-mirror', {
+      ...{ 'job-id': 'm', device: 'src', target: 'dst', sync: 'full' },
+    });
+    for (let nth = 0; nth < 50; nth++) await write(nth * 600_001, nth);
+    await qmp.event('BLOCK_JOB_READY', (data) => data.device === 'm');
+    await write(20 * MIB, 77);
+    await qmp.execute('job-complete', { id: 'm' });
+    await qmp.event('BLOCK_JOB_COMPLETED', (data) => data.device === 'm');
+    await write(21 * MIB + 5, 78);
+    await client.flush();
+    await qmp.execute('quit');
+    await daemon.exited;
+    await expectSound(top);
+    await expectSound(target);
+    expectEqual(await qemuContent(target, join(dir, 'raw')), expected);
+  });
+
   it('survives being killed under load: what was flushed is there, nothing is corrupt', async () => {
     const scope = testScope();
     const dir = await scope.tempDir();
