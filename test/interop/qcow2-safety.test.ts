@@ -298,6 +298,24 @@ describe('tables that lie', () => {
     });
   }
 
+  it('do not let counts be written over the L1 table', async () => {
+    const { path, l1 } = await withData();
+    const table = Number((await readFile(path)).readBigUInt64BE(48));
+    const before = (await readFile(path)).subarray(l1, l1 + 64 * KIB);
+    await patch(path, table, u64(BigInt(l1)));
+    const { node, close } = await openImage(path);
+    await expect(
+      (async () => {
+        await node.write(32 * MIB, Buffer.alloc(64 * KIB, 1));
+        await node.flush();
+      })(),
+    ).rejects.toThrow('Preventing invalid write on metadata (overlaps with');
+    await close();
+    const after = await readFile(path);
+    expect(after.readBigUInt64BE(72) & CORRUPT).toBe(CORRUPT);
+    expectEqual(Buffer.from(after.subarray(l1, l1 + 64 * KIB)), Buffer.from(before));
+  });
+
   it('that point past the end of the file read as zeroes', async () => {
     const { path, l1 } = await withData();
     await patch(path, l1, u64((1n << 63n) | (1n << 50n)));

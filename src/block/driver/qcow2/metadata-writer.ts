@@ -102,9 +102,10 @@ export class MetadataWriter {
   }
 
   async #writeTables({ l2, l1, l1Table }: Taken): Promise<void> {
-    const { file, guard } = this.#image;
+    const { file, guard, options } = this.#image;
     await this.#barrier('needed');
-    for (const { offset } of l2) this.#checkTable(offset);
+    const { sliceLength } = options;
+    for (const { offset } of l2) this.#checkTable(offset, sliceLength, 'active L2 table');
     await this.#writeCopies(l2);
     if (l1.length === 0) return;
     if (l2.length > 0) await file.flush();
@@ -112,15 +113,14 @@ export class MetadataWriter {
     guard?.refresh();
   }
 
-  /** A table that lies on other structures is not written. */
-  #checkTable(offset: number): void {
-    const { guard, options } = this.#image;
-    const what = guard?.find(offset, options.sliceLength);
-    if (what === undefined || what === 'active L2 table') return;
+  /** A table that lies on structures of another kind is not written. */
+  #checkTable(offset: number, size: number, own: 'active L2 table' | 'refcount block'): void {
+    const what = this.#image.guard?.find(offset, size);
+    if (what === undefined || what === own) return;
     this.#image.corrupt({
       message: `Preventing invalid write on metadata (overlaps with ${what})`,
       offset,
-      size: options.sliceLength,
+      size,
       fatal: true,
     });
   }
@@ -151,12 +151,15 @@ export class MetadataWriter {
   /** Writes changed refcount blocks, and then the table where it has got new ones. */
   writeRefcounts(): Promise<void> {
     return this.#refcountLock.run(async () => {
-      const { refcountCache, refcounts, file } = this.#image;
+      const { refcountCache, refcounts, file, geometry } = this.#image;
       const { table } = refcounts;
       const blocks = refcountCache.takeDirty();
       const chunks = table.takeDirty();
       if (blocks.length > 0) this.#unsettled = true;
       try {
+        for (const { offset } of blocks) {
+          this.#checkTable(offset, geometry.clusterSize, 'refcount block');
+        }
         await this.#writeCopies(blocks);
         if (chunks.length > 0) {
           await file.flush();
