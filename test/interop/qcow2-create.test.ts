@@ -2,7 +2,10 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { QCOW2_EXT_BACKING_FORMAT } from '../../protocol/qcow2/extensions.js';
 import { createQcow2, type Qcow2CreateOptions } from '../../src/block/driver/qcow2/create.js';
+import { HeaderState } from '../../src/block/driver/qcow2/header-state.js';
+import { readHead } from '../../src/block/driver/qcow2/open.js';
 import { runPeerJson } from '../support/peers.js';
 import { expectSound, KIB, MIB, openImage, qemuContent, qemuIo } from '../support/qcow2.js';
 import { testScope } from '../support/temp.js';
@@ -173,6 +176,32 @@ describe('external data files', () => {
       expect(bytes.equals(expected)).toBe(true);
     });
   }
+});
+
+describe('a header written anew', () => {
+  it('has another backing file, and keeps what else is in it', async () => {
+    const { path } = await make({ size: 1 * MIB, lazyRefcounts: true });
+    const file = await useNode({ driver: 'file', filename: path }, RESIZER);
+    const { content } = await readHead(file.node);
+    const header = new HeaderState(content, () => file.node);
+    const unknown = { type: 0x1234_5678, data: Buffer.from('kept') };
+    const format = { type: QCOW2_EXT_BACKING_FORMAT, data: Buffer.from('raw') };
+    await header.rewrite({
+      backingName: 'other',
+      extensions: [unknown, format, ...content.extensions],
+    });
+    const { content: after } = await readHead(file.node);
+    expect(after).toEqual(header.content);
+    await file.close();
+    expect(after.extensions.map(({ type }) => type)).toContain(unknown.type);
+    expect(await info(path)).toMatchObject({
+      'backing-filename': 'other',
+      'backing-filename-format': 'raw',
+      'format-specific': { data: { 'lazy-refcounts': true } },
+    });
+    const tooLong = { type: 1, data: Buffer.alloc(64 * KIB) };
+    await expect(header.rewrite({ extensions: [tooLong] })).rejects.toThrow('does not fit');
+  });
 });
 
 describe('createQcow2 refuses', () => {

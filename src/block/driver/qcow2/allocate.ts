@@ -20,10 +20,8 @@ export function allocate(image: Qcow2Image, clustersMax: number): Promise<Alloca
 /** As `allocate`, for who holds the allocation lock. */
 export async function allocateLocked(image: Qcow2Image, clustersMax: number): Promise<Allocation> {
   if (image.options.lazyRefcounts) await image.metadata.markDirty();
-  const run = await image.refcounts.allocate(clustersMax);
-  // Without `at` there is always one.
-  if (run === undefined) throw new Error('qcow2: no cluster was found');
-  return taken(image, run.first, run.count);
+  const { first, count } = await image.refcounts.allocate(clustersMax);
+  return taken(image, first, count);
 }
 
 /** Takes exactly so many; for who holds the allocation lock. */

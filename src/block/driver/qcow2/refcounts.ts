@@ -62,27 +62,21 @@ export class Refcounts {
     );
   }
 
-  /**
-   * Takes up to `countMax` free clusters that follow each other, the first that there are.
-   * @param at take them from this cluster on or not at all
-   */
-  async allocate(countMax: number, at?: number): Promise<ClusterRun | undefined> {
+  /** Takes up to `countMax` free clusters that follow each other, the first that there are. */
+  async allocate(countMax: number): Promise<ClusterRun> {
     const { refcountsPerBlock: perBlock } = this.#geometry;
-    for (let from = at ?? this.#searchFrom; ; ) {
-      const number = Math.floor(from / perBlock);
-      await this.#ensureBlock(number, from % perBlock);
-      const first = from;
+    for (;;) {
+      const number = Math.floor(this.#searchFrom / perBlock);
+      await this.#ensureBlock(number, this.#searchFrom % perBlock);
+      const first = Math.max(this.#searchFrom - number * perBlock, 0);
       const found = await this.#options.cache.with(this.#blockOffset(number), (block) =>
-        this.#take(block, first % perBlock, countMax, at !== undefined),
+        this.#take(block, first, countMax),
       );
       if (found !== undefined) {
-        const run = { first: number * perBlock + found.first, count: found.count };
-        if (at === undefined) this.#searchFrom = run.first + run.count;
-        return run;
+        this.#searchFrom = number * perBlock + found.first + found.count;
+        return { first: number * perBlock + found.first, count: found.count };
       }
-      if (at !== undefined) return undefined;
-      from = (number + 1) * perBlock;
-      this.#searchFrom = from;
+      this.#searchFrom = (number + 1) * perBlock;
     }
   }
 
@@ -140,19 +134,11 @@ export class Refcounts {
     if (value === 0 && cluster < this.#searchFrom) this.#searchFrom = cluster;
   }
 
-  /** Takes the free clusters from `index` on; only that very one when `exact`. */
-  #take(
-    block: CachedTable,
-    index: number,
-    countMax: number,
-    exact: boolean,
-  ): ClusterRun | undefined {
+  /** Takes the first free clusters from `index` on. */
+  #take(block: CachedTable, index: number, countMax: number): ClusterRun | undefined {
     const { refcountOrder: order, refcountsPerBlock: perBlock } = this.#geometry;
     let first = index;
-    while (first < perBlock && getRefcount(block.view, order, first) !== 0) {
-      if (exact) return undefined;
-      first++;
-    }
+    while (first < perBlock && getRefcount(block.view, order, first) !== 0) first++;
     if (first === perBlock) return undefined;
     let end = first;
     while (end < perBlock && end - first < countMax) {
