@@ -125,6 +125,22 @@ describe('new images, as qemu-img sees them', () => {
     });
   }
 
+  it('are given up when they are called off', async () => {
+    const scope = testScope();
+    const path = join(await scope.tempDir(), 'image');
+    await writeFile(path, '');
+    const file = await useNode({ driver: 'file', filename: path }, RESIZER);
+    scope.defer(file.close);
+    const reason = new Error('called off');
+    const options = {
+      size: 1024 * MIB,
+      preallocation: 'full',
+      signal: AbortSignal.abort(reason),
+    } as const;
+    await expect(createQcow2(file.node, options)).rejects.toThrow('called off');
+    expect(file.node.size).toBeLessThan(2 * MIB);
+  });
+
   it('that are large cost little', async () => {
     const { path } = await make({ size: 64 * 1024 * 1024 * MIB });
     await expectSound(path);

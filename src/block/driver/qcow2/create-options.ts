@@ -42,6 +42,7 @@ async function create(options: DriverOptions, context: CreateContext): Promise<v
   }
   await createQcow2(context.node('file').root, {
     size: Number(wire.size),
+    signal: context.signal,
     ...given('version', wire.version),
     ...given('clusterSize', wire['cluster-size']),
     ...given('refcountBits', wire['refcount-bits']),

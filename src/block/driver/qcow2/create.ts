@@ -57,6 +57,8 @@ export interface Qcow2CreateOptions {
   readonly preallocation?: PreallocationMode;
   /** Default: 'zlib'. */
   readonly compressionType?: 'zlib' | 'zstd';
+  /** Gives up; what has been made by then is no use. */
+  readonly signal?: AbortSignal;
 }
 
 /**
@@ -120,6 +122,7 @@ async function bringToSize(io: ImageIo, options: Qcow2CreateOptions): Promise<vo
   // A raw data file has to hold every cluster at its place.
   const preallocation = options.preallocation ?? 'off';
   await resizeGuest(image, options.size, {
+    ...(options.signal === undefined ? {} : { signal: options.signal }),
     exact: true,
     preallocation:
       options.dataFileRaw === true && preallocation === 'off' ? 'metadata' : preallocation,

@@ -26,10 +26,12 @@ export interface Preallocation {
 export async function preallocate(
   image: Qcow2Image,
   { from, to, mode }: Preallocation,
+  signal?: AbortSignal,
 ): Promise<void> {
   const { clusterSize } = image.geometry;
   const end = alignUp(to, clusterSize);
   for (let at = alignDown(from, clusterSize); at < end; ) {
+    signal?.throwIfAborted();
     await ensureL2(image, at);
     const wanted = Math.min(end - at, Math.max(QCOW2_STEP, clusterSize)) / clusterSize;
     const { missing, present } = await survey(image, at, wanted);

@@ -20,6 +20,11 @@ const SECTOR = 512;
 /** Zeroes written at a time where they can't be marked, bytes. */
 const ZERO_STEP = 1024 * 1024;
 
+export interface ResizeOptions extends TruncateOptions {
+  /** Gives up getting clusters ready. */
+  readonly signal?: AbortSignal;
+}
+
 /**
  * Changes the virtual size, while nobody uses the image.
  * @throws BlockError in QEMU's words; the size is as before then
@@ -27,7 +32,7 @@ const ZERO_STEP = 1024 * 1024;
 export async function resizeGuest(
   image: Qcow2Image,
   size: number,
-  options: TruncateOptions,
+  options: ResizeOptions,
 ): Promise<void> {
   if (size % SECTOR !== 0) throw invalid(`The new size must be a multiple of ${SECTOR}`);
   await prepareWrite(image);
@@ -40,7 +45,7 @@ export async function resizeGuest(
   await image.metadata.commit();
 }
 
-async function grow(image: Qcow2Image, size: number, options: TruncateOptions): Promise<void> {
+async function grow(image: Qcow2Image, size: number, options: ResizeOptions): Promise<void> {
   const { header, geometry } = image;
   const before = image.size;
   const entries = Math.ceil(size / geometry.bytesPerL2);
@@ -52,7 +57,8 @@ async function grow(image: Qcow2Image, size: number, options: TruncateOptions): 
   try {
     await zeroNew(image, before, size);
     if (options.preallocation !== 'off') {
-      await preallocate(image, { from: before, to: size, mode: options.preallocation });
+      const { preallocation: mode, signal } = options;
+      await preallocate(image, { from: before, to: size, mode }, signal);
     } else if (image.hasDataFile && image.data.size < size) {
       await image.data.truncate(size, { exact: false, preallocation: 'off' });
     }
