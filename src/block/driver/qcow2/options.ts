@@ -108,7 +108,9 @@ function parseCaches(
   const sliceLength =
     number('l2-cache-entry-size') ?? Math.min(QCOW2_L2_SLICE_DEFAULT, clusterSize);
   if (!isPowerOfTwo(sliceLength) || sliceLength < 512 || sliceLength > clusterSize) {
-    throw invalid('L2 cache entry size must be a power of two between 512 and the cluster size');
+    throw invalid(
+      `L2 cache entry size must be a power of two between 512 and the cluster size (${clusterSize})`,
+    );
   }
   const refcountMin = 4 * clusterSize;
   // More than all tables of the image is of no use.
