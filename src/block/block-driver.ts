@@ -217,6 +217,12 @@ export interface BlockDriver {
   allocatedSize?(): MaybePromise<number>;
   /** Driver-specific parts of query-named-block-nodes (ImageInfoSpecific), where there are any. */
   specificInfo?(): MaybePromise<Readonly<Record<string, unknown>> | undefined>;
+  /**
+   * Notes another backing file in the image (undefined: none), durably when it is done. The node that
+   * is read there is the graph's affair.
+   * @throws BlockError DF_INVALID when the name can't be noted; the old one stays
+   */
+  changeBackingFile?(backing: BackingFile | undefined): Promise<void>;
   /** What a format knows of its image, for queries. */
   formatInfo?(): MaybePromise<FormatInfo>;
   /**
@@ -230,6 +236,13 @@ export interface BlockDriver {
   specificStats?(): Readonly<Record<string, unknown>> | undefined;
   /** Releases everything (descriptors, locks, sockets, timers). Called once, drained. Must not throw. */
   close(): MaybePromise<void>;
+}
+
+/** A backing file as an image notes it. */
+export interface BackingFile {
+  readonly filename: string;
+  /** Undefined: it is to be guessed when the image is opened. */
+  readonly format: string | undefined;
 }
 
 /** Children that come and go one by one while their parent is in use. */

@@ -5,6 +5,7 @@ import { systemClock } from '../../../base/clock.js';
 import { BlockError } from '../../../base/errors.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
 import {
+  type BackingFile,
   type BlockDriver,
   type BlockLimits,
   DEFAULT_LIMITS,
@@ -19,6 +20,7 @@ import {
 } from '../../block-driver.js';
 import type { ChildEdge } from '../../edge.js';
 import type { NodeOptions } from '../../node-options.js';
+import { changeBackingFile } from './backing-file.js';
 import { qcow2Creation } from './create-options.js';
 import { discardGuest } from './discard.js';
 import { formatInfo, specificInfo } from './format-info.js';
@@ -177,6 +179,11 @@ class Qcow2Driver implements BlockDriver {
     if (offset + length <= this.#image.size) return;
     const message = `${length} bytes at ${offset} reach past the end, ${this.#image.size} bytes`;
     throw new BlockError('DF_OUT_OF_RANGE', message, { offset, length });
+  }
+
+  changeBackingFile(backing: BackingFile | undefined): Promise<void> {
+    this.#image.checkUsable();
+    return changeBackingFile(this.#image.header, backing);
   }
 
   formatInfo(): FormatInfo {
