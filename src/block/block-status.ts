@@ -45,6 +45,7 @@ interface Walk {
 }
 
 function layerStatus(node: BlockNode, walk: Walk): MaybePromise<ChainExtent> {
+  if (node === walk.base) return { length: walk.length, flags: 0, depth: 0 };
   const extent = node.blockStatus(walk.offset, walk.length);
   if (extent instanceof Promise) return extent.then((value) => refine(node, walk, value));
   return refine(node, walk, extent);

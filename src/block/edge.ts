@@ -48,6 +48,8 @@ export class ChildEdge {
   shared: ShareMask;
   /** True while the parent has been asked, on account of this edge, to hold still. */
   parentDrained = false;
+  /** A job relies on this edge leading where it does. */
+  frozen = false;
 
   constructor(
     readonly parent: EdgeParent,

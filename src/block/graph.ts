@@ -171,6 +171,14 @@ export class BlockGraph {
     which: (edge: ChildEdge) => boolean = () => true,
   ): Promise<void> {
     const moved = [...from.parents].filter((edge) => which(edge) && !isBelow(edge.parent, to));
+    const frozen = moved.find((edge) => edge.frozen);
+    if (frozen !== undefined) {
+      throw new BlockError(
+        'DF_IN_USE',
+        `Cannot change '${frozen.name}' link to '${frozen.node.name}'`,
+        { node: frozen.node.name },
+      );
+    }
     for (const edge of moved) this.#move(edge, to);
     try {
       await this.updatePermissions([to, from]);

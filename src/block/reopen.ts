@@ -35,6 +35,36 @@ export function reopenNodes(graph: BlockGraph, list: readonly DriverOptions[]): 
   });
 }
 
+/**
+ * Opens a node for writing, or not any more, together with what lies below it and was opened for its
+ * sake alone. For who holds the graph; drains them.
+ * @throws BlockError DF_READ_ONLY and what drivers say; nothing has changed then
+ */
+export function setReadOnlyLocked(
+  graph: BlockGraph,
+  node: BlockNode,
+  readOnly: boolean,
+): Promise<void> {
+  const nodes = ownStorage(node).filter(({ options }) => options.readOnly !== readOnly);
+  const steps = nodes.map((each): Step => {
+    const { options } = each;
+    return { node: each, before: options, after: { ...options, readOnly }, children: [] };
+  });
+  return drained(nodes, () => carryOut(graph, steps));
+}
+
+/** The node and what holds its data, as far as that was defined with it. */
+function ownStorage(node: BlockNode): BlockNode[] {
+  const below = [...node.children.values()].filter(
+    ({ role, node: { monitorOwned, parents, options } }) =>
+      role !== 'backing' &&
+      !monitorOwned &&
+      parents.size === 1 &&
+      options.given['read-only'] === undefined,
+  );
+  return [node, ...below.flatMap((edge) => ownStorage(edge.node))];
+}
+
 /** Of two wishes for one node, parts of both would come true. */
 function checkOnce(steps: readonly Step[]): void {
   const seen = new Set<BlockNode>();
@@ -86,6 +116,10 @@ function planChild(
   }
   const next = value === null ? undefined : graph.get(String(value));
   if (next === old?.node) return [];
+  if (old?.frozen === true) {
+    const text = `Cannot change frozen '${old.name}' link from '${node.name}' to '${old.node.name}'`;
+    throw new BlockError('DF_IN_USE', text, { node: node.name });
+  }
   if (node.driver.childReplaced === undefined) throw noOtherFiles(node);
   return [{ key: child.key, old, next }];
 }

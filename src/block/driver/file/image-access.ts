@@ -135,6 +135,8 @@ export class ImageAccess {
     const more = (next.taken & ~taken) !== 0 || (shared & ~next.shared) !== 0;
     try {
       if (more) {
+        // A reopen may have put locks on the new one already: they must not be taken for others'.
+        this.#nextHandle?.locks.reduce({ taken: 0, shared: PERM_ALL });
         this.#handle.locks.add({ taken: next.taken | taken, shared: next.shared & shared });
         this.#handle.locks.check(next);
       }

@@ -18,7 +18,7 @@ import {
   STATUS_ZERO,
 } from '../../../../src/block/block-driver.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../../src/block/permissions.js';
-import { reopenNodes } from '../../../../src/block/reopen.js';
+import { reopenNodes, setReadOnlyLocked } from '../../../../src/block/reopen.js';
 import {
   blockDriverSuite,
   expectSame,
@@ -383,6 +383,20 @@ describe('file: auto-read-only', () => {
     await graph.setPermissions(backend, READER);
     expect(await accessOf()).toEqual([0]);
     expectSame(await readBack(node, 0, 512), Buffer.alloc(512, 1));
+  });
+
+  it('is opened for writing for a format that keeps others from writing, and closed again', async () => {
+    const alone = { taken: PERM_CONSISTENT_READ, shared: PERM_ALL & ~PERM_WRITE };
+    const file = { driver: 'file', filename };
+    await runPeer('qemu-img', ['create', '-q', '-f', 'qcow2', filename, '1M']);
+    const image = await useNode({ driver: 'qcow2', 'read-only': true, file }, alone);
+    scope.defer(image.close);
+    await image.graph.exclusive(() => setReadOnlyLocked(image.graph, image.node, false));
+    expect(await accessOf()).toEqual([2]);
+    await expect(use()).rejects.toMatchObject({ code: 'DF_LOCKED' });
+    await image.graph.exclusive(() => setReadOnlyLocked(image.graph, image.node, true));
+    expect(await accessOf()).toEqual([0]);
+    await expect(use()).rejects.toMatchObject({ code: 'DF_LOCKED' });
   });
 
   it('keeps the old descriptor and locks when the change is refused', async () => {
