@@ -166,6 +166,39 @@ export const DRIVE_MIRROR = defineCommand({
   arguments: DriveMirror,
 });
 
+export const BLOCK_COMMIT = defineCommand({
+  name: 'block-commit',
+  doc:
+    'Starts a job that copies layers of a chain into one below them, and takes them out of the chain. ' +
+    'Where the top one is the active layer it becomes ready, and its users move to the base when it ' +
+    'is completed.',
+  arguments: {
+    'job-id': optional(str, 'id of the job', { default: 'device' }),
+    device: required(str, 'name of the topmost node of the chain'),
+    'base-node': optional(str, 'name of the node that gets the data', { default: 'the deepest' }),
+    base: optional(str, 'the same by its file name', { features: ['deprecated'] }),
+    'top-node': optional(str, 'name of the topmost node that goes', { default: 'device' }),
+    top: optional(str, 'the same by its file name', { features: ['deprecated'] }),
+    'backing-file': optional(str, 'what the image above top notes as its backing file', {
+      default: 'the file name of the base',
+    }),
+    'backing-mask-protocol': optional(
+      bool,
+      'where the base has no format, raw is noted as its format instead of the protocol',
+      { default: 'false' },
+    ),
+    speed: optional(int, speedDoc, { default: '0' }),
+    'on-error': optional(BlockdevOnError, 'what is done about failing requests', {
+      default: 'report',
+    }),
+    'filter-node-name': optional(str, 'name of the node that the job puts above the top', {
+      default: 'made up',
+    }),
+    'auto-finalize': optional(bool, 'do not wait for job-finalize', { default: 'true' }),
+    'auto-dismiss': optional(bool, 'do not wait for job-dismiss', { default: 'true' }),
+  },
+});
+
 export const BlockJobInfo = struct('BlockJobInfo', {
   doc: 'A job on nodes.',
   members: {
@@ -333,6 +366,7 @@ export const BLOCK_JOB_NOT_CONVERGING = defineEvent({
 export const BLOCK_JOB_COMMANDS = [
   BLOCKDEV_MIRROR,
   DRIVE_MIRROR,
+  BLOCK_COMMIT,
   QUERY_BLOCK_JOBS,
   BLOCK_JOB_SET_SPEED,
   BLOCK_JOB_CHANGE,

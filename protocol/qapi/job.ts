@@ -15,6 +15,7 @@ import {
 export const JobType = enumeration('JobType', {
   doc: 'Kinds of jobs.',
   values: {
+    commit: 'copies layers of a chain into one below them, and takes them out',
     backup: 'copies a source as it is at one moment',
     mirror: 'makes a target equal to a source and keeps it so',
     create: 'makes an image',

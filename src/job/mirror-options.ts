@@ -6,9 +6,11 @@ import { canReplace } from '../block/can-replace.js';
 import { MirrorTopDriver } from '../block/filter/mirror-top.js';
 import type { BlockNode } from '../block/node.js';
 import type { BlockJobObserver, BlockJobOptions } from './block-job.js';
+import type { CommitChain } from './commit-chain.js';
 import type { CopyRates } from './convergence.js';
 import type { MirrorJob } from './mirror.js';
 import type { MirrorCopyMode } from './mirror-writes.js';
+import { claimNodes } from './node-claims.js';
 import type { BitmapSyncMode } from './sync-bitmap.js';
 
 /** `bitmap`: what is marked in the bitmap. */
@@ -18,6 +20,8 @@ export interface MirrorOptions extends BlockJobOptions {
   readonly source: BlockNode;
   readonly target: BlockNode;
   readonly sync: MirrorSync;
+  /** The target is a backing node of the source: a commit of the active layer, which has taken both. */
+  readonly commit?: CommitChain;
   /** Of the source. Frozen while the job runs; what is written meanwhile its successor records. */
   readonly bitmap?: DirtyBitmap | undefined;
   readonly bitmapMode?: BitmapSyncMode | undefined;
@@ -45,9 +49,9 @@ export interface MirrorObserver extends BlockJobObserver {
 }
 
 /** @throws BlockError when the nodes can't be what they are meant to be */
-export function checkMirrorNodes({ source, target, replaces }: MirrorOptions): void {
+export function checkMirrorNodes({ source, target, replaces, commit }: MirrorOptions): void {
   if (source === target) throw new BlockError('DF_INVALID', "Can't mirror node into itself");
-  if (target.size !== source.size) {
+  if (target.size !== source.size && commit === undefined) {
     throw new BlockError(
       'DF_INVALID',
       `Source and target image have different sizes: node '${source.name}' has ${source.size} bytes, ` +
@@ -69,26 +73,19 @@ export function checkMirrorNodes({ source, target, replaces }: MirrorOptions): v
   }
 }
 
-/** Sources of the mirrors that there are. */
-const mirrored = new WeakSet<BlockNode>();
-
 /**
  * Makes a mirror the only one of its source: after one has pivoted, another would not see what is
  * written, and lose it by its own pivot.
- * @throws BlockError DF_IN_USE
+ * @returns what lets the source go @throws BlockError DF_IN_USE
  */
-export function claimSource(source: BlockNode): void {
-  if (mirrored.has(source) || source.driver instanceof MirrorTopDriver) {
+export function claimSource({ source, commit }: MirrorOptions): () => void {
+  if (commit !== undefined) return () => undefined;
+  if (source.driver instanceof MirrorTopDriver) {
     throw new BlockError(
       'DF_IN_USE',
       `Node '${source.name}' is busy: block device is in use by block job: mirror`,
       { node: source.name },
     );
   }
-  mirrored.add(source);
-}
-
-/** The mirror that had claimed the source is over. */
-export function releaseSource(source: BlockNode): void {
-  mirrored.delete(source);
+  return claimNodes([source], 'mirror');
 }

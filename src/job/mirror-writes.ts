@@ -22,6 +22,8 @@ export interface MirrorWritesOptions {
   readonly graph: BlockGraph;
   readonly bitmap: DirtyBitmap;
   readonly target: BlockBackend;
+  /** The target is a backing node of the source. */
+  readonly intoChain: boolean;
   /** Zeroes may become holes in the target. */
   readonly unmap: boolean;
   readonly mode: MirrorCopyMode;
@@ -44,6 +46,10 @@ export class MirrorWrites implements MirrorSide {
 
   get bitmap(): DirtyBitmap {
     return this.#options.bitmap;
+  }
+
+  get intoChain(): boolean {
+    return this.#options.intoChain;
   }
 
   get targetUsable(): boolean {

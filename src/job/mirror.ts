@@ -6,14 +6,12 @@
  * A filter above the source is where its users meet the job. Writes land in the source and mark the
  * dirty bitmap, or in both (mirror-writes.ts); the copy loop empties the bitmap. The last of it is
  * copied in the drained section in which the users are moved to the target, so no write is lost and
- * nobody notices.
+ * nobody notices. The commit of an active layer is such a mirror, into the base of its chain.
  */
-
 import type { MaybePromise } from '../base/maybe-promise.js';
 import { RateLimit } from '../base/rate-limit.js';
 import { BlockBackend } from '../block/backend.js';
 import { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
-import { chainStatus } from '../block/block-status.js';
 import { drained } from '../block/drain.js';
 import type { EdgeParent } from '../block/edge.js';
 import { type BlockGraph, isBelow } from '../block/graph.js';
@@ -25,10 +23,12 @@ import {
   PERM_RESIZE,
   PERM_WRITE,
   PERM_WRITE_UNCHANGED,
+  type Permissions,
 } from '../block/permissions.js';
 import { BlockJob, type ErrorAction } from './block-job.js';
 import { CatchUp, LAST_COPIES_MS, lastCopiesLate } from './catch-up.js';
 import { type CopyRates, watchConvergence } from './convergence.js';
+import { copyBetween } from './copy-between.js';
 import { CopyLoop, type CopyLoopOptions, ZERO_RUN_MAX } from './copy-loop.js';
 import { cancelledError } from './job.js';
 import { markInitialDirty } from './mirror-initial.js';
@@ -37,7 +37,6 @@ import {
   claimSource,
   type MirrorObserver,
   type MirrorOptions,
-  releaseSource,
 } from './mirror-options.js';
 import { type MirrorCopyMode, MirrorWrites } from './mirror-writes.js';
 import { returnMirrorBitmap } from './sync-bitmap.js';
@@ -53,8 +52,10 @@ const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
 /** Time for catching up with what was written before the job was finalized, milliseconds. */
 const CATCH_UP_MS = 5_000;
 
+const TARGET: Permissions = { taken: PERM_WRITE, shared: PERM_WRITE_UNCHANGED };
+
 export class MirrorJob extends BlockJob {
-  override readonly type = 'mirror';
+  override readonly type: 'mirror' | 'commit';
   override readonly observer: MirrorObserver;
   readonly source: BlockNode;
   readonly target: BlockNode;
@@ -65,6 +66,7 @@ export class MirrorJob extends BlockJob {
   readonly #bitmap: DirtyBitmap;
   readonly #loop: CopyLoop;
   readonly #writes: MirrorWrites;
+  readonly #releaseSource: () => void;
   /** Until it is given back. */
   #syncBitmap: DirtyBitmap | undefined;
   #filter: BlockNode | undefined;
@@ -74,6 +76,7 @@ export class MirrorJob extends BlockJob {
   #targetError: { readonly error: unknown } | undefined;
   #brokenOff = false;
   #pivot = false;
+  #pivoted = false;
   /** The job's own bitmap says what there is to copy. */
   #began = false;
   readonly #catchUp = new CatchUp({
@@ -90,7 +93,6 @@ export class MirrorJob extends BlockJob {
     observer: MirrorObserver,
   ): Promise<MirrorJob> {
     checkMirrorNodes(options);
-    claimSource(options.source);
     const job = new MirrorJob(graph, options, observer);
     await job.#setUp();
     return job;
@@ -98,6 +100,8 @@ export class MirrorJob extends BlockJob {
 
   private constructor(graph: BlockGraph, options: MirrorOptions, observer: MirrorObserver) {
     super(options, observer);
+    this.#releaseSource = claimSource(options);
+    this.type = options.commit === undefined ? 'mirror' : 'commit';
     this.observer = observer;
     this.#graph = graph;
     this.#options = options;
@@ -116,6 +120,7 @@ export class MirrorJob extends BlockJob {
       graph,
       bitmap: this.#bitmap,
       target: this.#targetBackend,
+      intoChain: options.commit !== undefined,
       unmap: options.unmap,
       mode: options.copyMode ?? 'background',
       usable: () => this.#began && this.#targetUsable,
@@ -129,7 +134,8 @@ export class MirrorJob extends BlockJob {
   }
 
   override owns(parent: EdgeParent): boolean {
-    return parent === this.#sourceBackend || parent === this.#targetBackend;
+    const own = parent === this.#sourceBackend || parent === this.#targetBackend;
+    return own || this.#options.commit?.owns(parent) === true;
   }
 
   describe(): string {
@@ -143,11 +149,10 @@ export class MirrorJob extends BlockJob {
 
   async #setUp(): Promise<void> {
     const graph = this.#graph;
+    const { commit } = this.#options;
     try {
-      await graph.attach(this.#targetBackend, this.target, {
-        taken: PERM_WRITE,
-        shared: PERM_WRITE_UNCHANGED,
-      });
+      // Of a chain the filter lets the base be written; elsewhere it must find the target attached.
+      if (commit === undefined) await graph.attach(this.#targetBackend, this.target, TARGET);
       this.#filter = await insertFilter(graph, this.source, {
         name: this.#options.filterNodeName,
         childName: 'file',
@@ -157,9 +162,10 @@ export class MirrorJob extends BlockJob {
       });
       this.#writes.filter = this.#filter;
       await graph.attach(this.#sourceBackend, this.source, {
-        taken: PERM_CONSISTENT_READ,
+        taken: commit === undefined ? PERM_CONSISTENT_READ : 0,
         shared: PERM_ALL & ~PERM_RESIZE,
       });
+      await commit?.block(this.describe(), { writer: this.#targetBackend, spared: this.source });
       this.source.trackers.push(this.#bitmap);
       // In the same instant: a write is marked before it in the bitmap, after it by both others.
       this.#options.bitmap?.createSuccessor();
@@ -172,6 +178,7 @@ export class MirrorJob extends BlockJob {
   }
 
   protected override async run(): Promise<void> {
+    await this.#options.commit?.growBase();
     await this.#findInitialDirty();
     if (this.cancelRequested) return;
     this.#began = true;
@@ -378,9 +385,10 @@ export class MirrorJob extends BlockJob {
   protected override async clean(): Promise<void> {
     const at = this.source.trackers.indexOf(this.#bitmap);
     if (at >= 0) this.source.trackers.splice(at, 1);
-    releaseSource(this.source);
+    this.#releaseSource();
     await this.#graph.detach(this.#sourceBackend);
     await this.#graph.detach(this.#targetBackend);
+    await this.#options.commit?.end({ keepWritable: this.#pivoted });
   }
 
   /** Takes the filter out; its users go back to the source, or to the target when pivoting. */
@@ -392,10 +400,12 @@ export class MirrorJob extends BlockJob {
     await graph.exclusive(() =>
       drained([filter, this.source, this.target, replaced], async () => {
         await lastCopies?.();
-        if (this.#pivot) await this.#relaxTarget();
+        await this.#options.commit?.unblockLocked();
+        if (this.#pivot || this.type === 'commit') await this.#relaxTarget();
         const direct = this.#pivot && replaced === this.source;
         await removeFilterLocked(graph, filter, direct ? this.target : this.source);
         this.#filter = undefined;
+        this.#pivoted = direct;
         this.#writes.filter = undefined;
         if (this.#pivot && !direct) {
           await graph.replaceLocked(
@@ -420,6 +430,7 @@ export class MirrorJob extends BlockJob {
 
   /** The target's new users want what the job took for itself. */
   async #relaxTarget(): Promise<void> {
+    if (!this.#targetBackend.attached) return;
     const edge = this.#targetBackend.root;
     await this.#graph.updatePermissions(
       [this.target],
@@ -428,8 +439,13 @@ export class MirrorJob extends BlockJob {
   }
 
   async #findInitialDirty(): Promise<void> {
-    const { sync, targetIsZero = false } = this.#options;
+    const { sync, commit, targetIsZero = false } = this.#options;
     if (sync === 'none') return;
+    const pausePoint = async (): Promise<boolean> => {
+      await this.pausePoint();
+      return this.cancelRequested;
+    };
+    if (commit !== undefined) return commit.markLayers(this.#bitmap, pausePoint);
     if (sync === 'bitmap') {
       if (this.#syncBitmap !== undefined) this.#bitmap.merge(this.#syncBitmap);
       return;
@@ -438,10 +454,7 @@ export class MirrorJob extends BlockJob {
       source: this.source,
       topOnly: sync === 'top',
       targetIsZero,
-      pausePoint: async () => {
-        await this.pausePoint();
-        return this.cancelRequested;
-      },
+      pausePoint,
     });
   }
 
@@ -464,17 +477,7 @@ export class MirrorJob extends BlockJob {
     return new CopyLoop({
       bitmap: this.#bitmap,
       size: node.size,
-      source: {
-        read: (offset, buffer) => source().read(offset, buffer),
-        blockStatus: (offset, length) => chainStatus(source(), offset, length),
-        get generation() {
-          return node.writeGeneration;
-        },
-      },
-      target: {
-        write: (offset, buffer) => target().write(offset, buffer),
-        writeZeroes: (offset, length, flags) => target().writeZeroes(offset, length, flags),
-      },
+      ...copyBetween({ source, target, generation: () => node.writeGeneration }),
       lock: this.#writes.lock,
       zeroRunMax: () => (this.#writes.toBoth ? ZERO_RUN_GENTLE : ZERO_RUN_MAX),
       rate: this.rate,

@@ -21,10 +21,18 @@ import type {
 } from '../block-driver.js';
 import type { ChildEdge } from '../edge.js';
 import type { Permissions } from '../permissions.js';
-import { filterPermissions, PERM_ALL, PERM_RESIZE, PERM_WRITE } from '../permissions.js';
+import {
+  filterPermissions,
+  PERM_ALL,
+  PERM_CONSISTENT_READ,
+  PERM_RESIZE,
+  PERM_WRITE,
+} from '../permissions.js';
 
 /** The job, as the filter sees it. */
 export interface MirrorSide {
+  /** The target is a backing node of the source: a commit. */
+  readonly intoChain: boolean;
   /** What differs between source and target; the source node marks each write to it. */
   readonly bitmap: DirtyBitmap;
   /** Held by copies and, in the write-blocking mode, by writes; in whole granules of the bitmap. */
@@ -40,6 +48,14 @@ export interface MirrorSide {
   targetFailed(error: unknown): void;
   /** The source has changed, or a range has been released. */
   changed(): void;
+}
+
+/**
+ * Above a chain whose base is being written: those above can rely on what they read, though nobody who
+ * looks into the chain could. Who does not let others write means others than this job.
+ */
+function chainPermissions({ taken, shared }: Permissions): Permissions {
+  return { taken: taken & ~PERM_CONSISTENT_READ, shared: shared | PERM_WRITE };
 }
 
 interface Granules {
@@ -86,6 +102,7 @@ export class MirrorTopDriver implements BlockDriver {
 
   childPermissions(_role: ChildRole, parents: Permissions): Permissions {
     const unused = parents.taken === 0 && parents.shared === PERM_ALL;
+    if (this.side.intoChain) return chainPermissions(parents);
     if (!this.writesBoth || unused) return filterPermissions(parents);
     return { taken: parents.taken, shared: parents.shared & ~(PERM_WRITE | PERM_RESIZE) };
   }

@@ -12,6 +12,7 @@ import { MIRROR_WINDOW_DEFAULT, MirrorJob } from '../../job/mirror.js';
 import type { MirrorOptions } from '../../job/mirror-options.js';
 import { checkSyncBitmap } from '../../job/sync-bitmap.js';
 import type { CommandRegistry } from '../registry.js';
+import { blockCommit } from './block-commit.js';
 import { openTarget } from './target-image.js';
 
 /** QEMU's bounds of a mirror's granularity, bytes. */
@@ -27,6 +28,7 @@ export interface JobServices {
 export function registerBlockJobStarts(registry: CommandRegistry, services: JobServices): void {
   registry.register(qapi.BLOCKDEV_MIRROR, (args) => blockdevMirror(services, args));
   registry.register(qapi.DRIVE_MIRROR, (args) => driveMirror(services, args));
+  registry.register(qapi.BLOCK_COMMIT, (args) => blockCommit(services.graph, services.jobs, args));
 }
 
 async function blockdevMirror(

@@ -142,7 +142,7 @@ function changeJob(
 }
 
 function describeMirror(job: BlockJob): Partial<Output<typeof blockJob.BlockJobInfo>> {
-  if (!(job instanceof MirrorJob)) return {};
+  if (!(job instanceof MirrorJob) || job.type !== 'mirror') return {};
   return { 'copy-mode': job.copyMode, 'actively-synced': job.activelySynced };
 }
 

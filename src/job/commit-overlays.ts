@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+/** The images above a layer that goes: what they note as their backing file. */
+import path from 'node:path';
+import { BlockError } from '../base/errors.js';
+import type { BackingFile } from '../block/block-driver.js';
+import type { BlockGraph } from '../block/graph.js';
+import { BlockNode } from '../block/node.js';
+import { setReadOnlyLocked } from '../block/reopen.js';
+import { skipFilters } from './commit-chain.js';
+
+/** What overlays are to note. */
+export interface BackingChange {
+  readonly base: BlockNode;
+  /** As the user gave it; undefined: the base's own file name. */
+  readonly filename: string | undefined;
+  /** A protocol is noted as 'raw': to its reader that is the same. */
+  readonly maskProtocol: boolean;
+}
+
+/** The images whose backing node `node` is, also where filters lie between. */
+export function overlaysOf(node: BlockNode): BlockNode[] {
+  const overlays: BlockNode[] = [];
+  for (const { parent, role } of node.parents) {
+    if (!(parent instanceof BlockNode)) continue;
+    if (role === 'backing') overlays.push(parent);
+    else if (role === 'filtered') overlays.push(...overlaysOf(parent));
+  }
+  return overlays;
+}
+
+/** @throws BlockError where an overlay can't note a backing file, or the base has no name to note */
+export function checkOverlays(overlays: readonly BlockNode[], change: BackingChange): void {
+  for (const overlay of overlays) {
+    if (overlay.driver.changeBackingFile === undefined) {
+      throw new BlockError(
+        'DF_NOT_SUPPORTED',
+        `Node '${overlay.name}' can't note another backing file: driver '${overlay.driver.name}'`,
+        { node: overlay.name },
+      );
+    }
+    noted(overlay, change);
+  }
+}
+
+function noted(overlay: BlockNode, change: BackingChange): BackingFile {
+  const { filename, maskProtocol } = change;
+  const base = skipFilters(change.base);
+  const name = filename ?? ownName(base, overlay);
+  if (name === '') {
+    throw new BlockError(
+      'DF_INVALID',
+      `No file name for node '${base.name}' that an image could note; 'backing-file' can give one`,
+      { node: base.name },
+    );
+  }
+  const masked = maskProtocol && base.kind === 'protocol';
+  return { filename: name, format: masked ? 'raw' : base.driver.name };
+}
+
+/** A relative name is looked up in the overlay's folder: it stays where that is the same. */
+function ownName(base: BlockNode, overlay: BlockNode): string {
+  const name = base.driver.filename;
+  if (name === '' || path.isAbsolute(name) || /^[a-z0-9+]+:/i.test(name)) return name;
+  const folder = path.dirname(overlay.driver.filename);
+  return path.resolve(folder, name) === path.resolve(name) ? name : path.resolve(name);
+}
+
+/**
+ * Notes it in each of the images, durably. For who holds the graph and has drained the overlays.
+ * @returns what notes the old one again
+ * @throws BlockError and has changed nothing then
+ */
+export async function changeBackingFiles(
+  graph: BlockGraph,
+  overlays: readonly BlockNode[],
+  change: BackingChange,
+): Promise<() => Promise<void>> {
+  const done: (() => Promise<void>)[] = [];
+  const undo = async (): Promise<void> => {
+    for (const back of done.splice(0).reverse()) await back();
+  };
+  try {
+    for (const overlay of overlays) {
+      const info = await overlay.driver.formatInfo?.();
+      const before: BackingFile | undefined =
+        info?.backingFilename === undefined
+          ? undefined
+          : { filename: info.backingFilename, format: info.backingFormat };
+      await note(graph, overlay, noted(overlay, change));
+      done.push(() => note(graph, overlay, before));
+    }
+  } catch (error) {
+    await undo();
+    throw error;
+  }
+  return undo;
+}
+
+async function note(
+  graph: BlockGraph,
+  overlay: BlockNode,
+  backing: BackingFile | undefined,
+): Promise<void> {
+  const { readOnly } = overlay;
+  if (readOnly) await setReadOnlyLocked(graph, overlay, false);
+  try {
+    await overlay.driver.changeBackingFile?.(backing);
+  } finally {
+    if (readOnly) await setReadOnlyLocked(graph, overlay, true);
+  }
+}
