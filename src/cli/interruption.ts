@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
-/** Signals that call a command off: the first one in order, a second one at once. */
+/** Signals that call a command off: the first one in order, a later one at once. */
 import os from 'node:os';
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+/** A terminal, or a program that watches over us, may send one signal twice. Milliseconds. */
+const SAME_SIGNAL_MS = 1000;
 
 export class Interruption {
   /** The signal that has come. */
   signal: NodeJS.Signals | undefined;
   #act: (() => void) | undefined;
+  #takenAt = 0;
 
   constructor() {
     for (const signal of SIGNALS) process.on(signal, this.#take);
@@ -29,8 +32,13 @@ export class Interruption {
   }
 
   readonly #take = (signal: NodeJS.Signals): void => {
-    if (this.signal !== undefined) process.exit(this.exitStatus);
+    const now = performance.now();
+    if (this.signal !== undefined) {
+      if (now - this.#takenAt > SAME_SIGNAL_MS) process.exit(this.exitStatus);
+      return;
+    }
     this.signal = signal;
+    this.#takenAt = now;
     this.#act?.();
   };
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** `diskferry qmp`: one command, its result as JSON. */
 import type { JsonValue } from '../../protocol/qapi/types.js';
+import { BlockError } from '../base/errors.js';
 import { type QmpAddress, QmpClient } from '../qmp/client.js';
 import { parseJson } from '../qmp/json-stream.js';
 import { writeJson } from '../qmp/json-writer.js';
@@ -31,6 +32,12 @@ export async function connectMonitor(text: string): Promise<QmpClient> {
     let reason: unknown = error;
     while (reason instanceof Error && reason.cause instanceof Error) reason = reason.cause;
     const why = reason instanceof Error ? reason.message : String(reason);
+    if (reason instanceof BlockError && reason.code === 'DF_TIMEOUT') {
+      throw new Error(
+        `the monitor at '${text}' does not answer. A monitor serves one client at a time: ` +
+          'another one may be using it',
+      );
+    }
     throw new Error(`no QMP monitor at '${text}': ${why}. Is the daemon running, with --monitor?`);
   }
 }

@@ -55,6 +55,7 @@ export class Daemon {
   readonly #logger: Logger;
   readonly #monitors: Monitor[] = [];
   #workEnded: Promise<void> | undefined;
+  #clean = true;
 
   constructor({ logger, stdio, onQuit }: DaemonSetUp) {
     this.#logger = logger;
@@ -104,6 +105,11 @@ export class Daemon {
     return this.#workEnded;
   }
 
+  /** False once something could not be ended in order: clients may have got errors, or worse. */
+  get clean(): boolean {
+    return this.#clean;
+  }
+
   /** Ends everything: work, nodes (flushed), monitors. Never rejects. */
   async shutDown(): Promise<void> {
     await this.endWork();
@@ -128,9 +134,11 @@ export class Daemon {
     try {
       const outcome = await Promise.race([act().then(() => 'done' as const), deadline]);
       if (outcome === 'late') {
+        this.#clean = false;
         this.#logger.error({ event: 'daemon.shutdown', what }, `gave up ${what} after a while`);
       }
     } catch (error) {
+      this.#clean = false;
       this.#logger.error({ event: 'daemon.shutdown', what, error }, `${what} failed`);
     } finally {
       clearTimeout(timer);
@@ -191,6 +199,7 @@ export class Daemon {
 
   #observe(): void {
     this.graph.observer.flushFailed = (node, error) => {
+      if (this.#workEnded !== undefined) this.#clean = false;
       subjectLog({ node: node.name }, this.#logger).error(
         { event: 'block.close', error },
         'closing the node could not flush it: acknowledged writes may be lost',

@@ -127,7 +127,7 @@ class Ending {
 
   constructor(private readonly log: Log) {}
 
-  /** Ends everything in order, then the process with 0. */
+  /** Ends everything in order, then the process: with 0 when that went well. */
   begin(reason: string): void {
     if (this.#begun) return;
     this.#begun = true;
@@ -141,7 +141,7 @@ class Ending {
     await this.daemon?.shutDown();
     this.pidFile?.remove();
     await this.log.flush();
-    process.exit(0);
+    process.exit(this.daemon?.clean === false ? 1 : 0);
   }
 }
 

@@ -268,3 +268,47 @@ describe('an option that fails', () => {
     expect(Number((await runPeer('nbdinfo', ['--size', served.uri])).stdout)).toBe(MIB);
   });
 });
+
+describe('an end that can not be in order', () => {
+  it('is one with status 1, and the client that it costs something gets an error', async () => {
+    const scope = testScope();
+    const dir = await scope.tempDir();
+    const path = await imageIn(dir);
+    const socket = join(dir, 'nbd.sock');
+    const daemon = await startDaemon(
+      scope,
+      [
+        ...['--object', 'throttle-group,id=g,limits.bps-total=1000'],
+        ...['--blockdev', `driver=file,node-name=f,filename=${path}`],
+        ...['--blockdev', 'driver=throttle,node-name=disk,throttle-group=g,file=f'],
+        ...['--nbd-server', `addr.type=unix,addr.path=${socket}`, ...exported],
+      ],
+      { mayFail: true },
+    );
+    const uri = `nbd+unix:///disk?socket=${socket}`;
+    const write = tryPeer('qemu-io', ['-f', 'raw', '-c', 'write 0 1M', '-c', 'write 0 1M', uri]);
+    await waitUntil(async () => (await daemon.log).includes('export chosen'), {
+      what: () => 'the client',
+    });
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    expect(await daemon.stop()).toMatchObject({ code: 1 });
+    expect((await write).stdout).toContain('write failed');
+    expect(daemon.log).toContain('gave up ending exports after a while');
+    expect(existsSync(socket)).toBe(false);
+  });
+
+  it('says of a folder that is not there that it is not there', async () => {
+    const scope = testScope();
+    const where = join(await scope.tempDir(), 'none', 'x.sock');
+    const { program, args } = daemonCommand();
+    for (const option of [
+      ['--nbd-server', `addr.type=unix,addr.path=${where}`],
+      ['--chardev', `socket,id=c,path=${where},server=on,wait=off`],
+    ]) {
+      const { code, stderr } = await tryPeer(program, [...args, ...option]);
+      expect(code).toBe(1);
+      expect(stderr).toContain('No such file or directory');
+      expect(stderr).not.toContain('Permission denied');
+    }
+  });
+});

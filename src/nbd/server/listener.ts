@@ -6,6 +6,7 @@ import { connect, createServer, type ListenOptions, type Server, type Socket } f
 import { WebSocketServer } from 'ws';
 import { errnoName, fromSystemError, toError } from '../../base/errors.js';
 import { NBD_WEBSOCKET_MESSAGE_MAX } from '../../base/limits.js';
+import { listenError } from '../../base/listen-error.js';
 import { StreamTransport } from './stream-transport.js';
 import type { Transport, TransportKind } from './transport.js';
 import { WebSocketTransport } from './websocket-transport.js';
@@ -129,7 +130,8 @@ function listenOnce(server: Server, address: SocketAddress): Promise<void> {
   }
   return new Promise<void>((resolve, reject) => {
     const failed = (error: Error) => {
-      reject(fromSystemError(error, `Failed to listen on ${where}`, { op: 'listen' }));
+      const reason = listenError(error, options.path);
+      reject(fromSystemError(reason, `Failed to listen on ${where}`, { op: 'listen' }));
     };
     server.once('error', failed);
     server.once('listening', () => {

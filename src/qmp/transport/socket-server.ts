@@ -14,6 +14,7 @@ import {
   CHARDEV_WEBSOCKET_MESSAGE_MAX,
   WEBSOCKET_UPGRADE_MS,
 } from '../../base/limits.js';
+import { listenError } from '../../base/listen-error.js';
 import { Channel } from '../channel.js';
 import type { ChardevBackend } from '../chardev.js';
 import {
@@ -111,7 +112,8 @@ export class SocketServer implements ChardevBackend {
     return new Promise((resolve, reject) => {
       const failed = (error: Error) => {
         const what = address.type === 'unix' ? 'bind socket to' : 'listen on';
-        reject(fromSystemError(error, `Failed to ${what} ${addressText(address)}`));
+        const reason = listenError(error, address.type === 'unix' ? address.path : undefined);
+        reject(fromSystemError(reason, `Failed to ${what} ${addressText(address)}`));
       };
       server.once('error', failed);
       server.listen(options, () => {
