@@ -26,8 +26,8 @@ Options of migrate:
   --copy-mode MODE    when a write reaches the target: background, write-blocking or auto (default),
                       which slows writers down when they write as fast as the disk is copied
   --copy-only         leave the users on the source; the target is a copy as of the end
-  SIGINT, SIGTERM or SIGHUP calls the migration off: the disk stays where it is. Another one, more than
-  a second later, ends the command at once; then query-jobs and query-named-block-nodes show what is left.
+  SIGINT, SIGTERM or SIGHUP calls the migration off: the disk stays where it is. Another one, more
+  than a second later, ends the command at once; query-jobs shows what is left then.
 
 Options of qmp:
   diskferry qmp MONITOR COMMAND [KEY=VALUE...]

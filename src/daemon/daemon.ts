@@ -199,7 +199,6 @@ export class Daemon {
 
   #observe(): void {
     this.graph.observer.flushFailed = (node, error) => {
-      if (this.#workEnded !== undefined) this.#clean = false;
       subjectLog({ node: node.name }, this.#logger).error(
         { event: 'block.close', error },
         'closing the node could not flush it: acknowledged writes may be lost',
