@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** A field table becomes a codec. Pure: no I/O, no node: imports. */
 const KINDS = {
+  u8: { size: 1, max: 0xff, get: 'getUint8', set: 'setUint8' },
   u16: { size: 2, max: 0xffff, get: 'getUint16', set: 'setUint16' },
   u32: { size: 4, max: 0xffff_ffff, get: 'getUint32', set: 'setUint32' },
   u64: { size: 8, max: 0xffff_ffff_ffff_ffffn, get: 'getBigUint64', set: 'setBigUint64' },

@@ -15,6 +15,7 @@ import {
   required,
   str,
   struct,
+  uint32,
   uint64,
   union,
 } from './define.js';
@@ -23,6 +24,23 @@ import type { AnyType } from './types.js';
 export const Qcow2CompressionType = enumeration('Qcow2CompressionType', {
   doc: 'How compressed clusters are compressed.',
   values: { zlib: 'by zlib', zstd: 'by zstd' },
+});
+
+export const Qcow2BitmapInfoFlags = enumeration('Qcow2BitmapInfoFlags', {
+  doc: 'What the image notes of a bitmap.',
+  values: {
+    'in-use': 'it was not stored when the image was last used: it is old',
+    auto: 'it records writes',
+  },
+});
+
+export const Qcow2BitmapInfo = struct('Qcow2BitmapInfo', {
+  doc: 'A bitmap in an image.',
+  members: {
+    name: required(str, 'its name'),
+    granularity: required(uint32, 'bytes that one bit stands for'),
+    flags: required(array(Qcow2BitmapInfoFlags), 'what the image notes of it'),
+  },
 });
 
 export const ImageInfoSpecificQCow2 = struct('ImageInfoSpecificQCow2', {
@@ -35,6 +53,7 @@ export const ImageInfoSpecificQCow2 = struct('ImageInfoSpecificQCow2', {
     'lazy-refcounts': optional(bool, 'counts of clusters may be put off'),
     corrupt: optional(bool, 'the image is marked as corrupt'),
     'refcount-bits': required(int, 'width of the counts of clusters, bits'),
+    bitmaps: optional(array(Qcow2BitmapInfo), 'its bitmaps, as they are stored'),
     'compression-type': required(Qcow2CompressionType, 'how compressed clusters are compressed'),
   },
 });

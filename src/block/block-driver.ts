@@ -6,6 +6,8 @@
  */
 import type { MaybePromise } from '../base/maybe-promise.js';
 import type { BlockBackend } from './backend.js';
+import type { BitmapStore } from './bitmap/bitmap-store.js';
+import type { BitmapHolder } from './bitmap/dirty-bitmap.js';
 import type { ChildEdge } from './edge.js';
 import type { BlockNode } from './node.js';
 import type { NodeOptions } from './node-options.js';
@@ -232,6 +234,8 @@ export interface BlockDriver {
   inactivate?(): MaybePromise<void>;
   /** The image is ours again, as others have left it: what was kept of it in memory is read anew. */
   activate?(): MaybePromise<void>;
+  /** Persistent bitmaps. Absent: the driver keeps none. */
+  readonly bitmapStore?: BitmapStore;
   /** Driver-specific statistics (BlockStatsSpecific). */
   specificStats?(): Readonly<Record<string, unknown>> | undefined;
   /** Releases everything (descriptors, locks, sockets, timers). Called once, drained. Must not throw. */
@@ -374,6 +378,10 @@ export interface OpenContext {
   readonly children: Readonly<Record<string, ChildEdge>>;
   child(key: string): ChildEdge;
   readonly copyReports: CopyReports;
+  /** The node's bitmaps, to which those of the image are added. */
+  readonly bitmaps: BitmapHolder;
+  /** To be called when the image is let go of and its bitmaps could not be stored in it. */
+  bitmapsLost(error: unknown): void;
   /** Aborts when the opener gave up (deadline, cancelled command). */
   readonly signal: AbortSignal;
   /** To be called when the medium turns out to contradict itself. */

@@ -80,6 +80,7 @@ export class BlockGraph {
       copyBad: (...args) => this.observer.copyBad?.(...args),
       copiesFailed: (...args) => this.observer.copiesFailed?.(...args),
       imageCorrupted: (...args) => this.observer.imageCorrupted?.(...args),
+      bitmapsLost: (...args) => this.observer.bitmapsLost?.(...args),
     };
   }
 

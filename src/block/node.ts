@@ -53,6 +53,8 @@ export interface NodeObserver {
   /** Too few of the copies that `node` keeps have succeeded, or agree. Bytes. */
   copiesFailed?(node: BlockNode, offset: number, length: number): void;
   imageCorrupted?(node: BlockNode, corruption: ImageCorruption): void;
+  /** The image was let go of without its persistent bitmaps: they are inconsistent from now on. */
+  bitmapsLost?(node: BlockNode, error: unknown): void;
 }
 
 const TRUNCATE_EXACT: TruncateOptions = { exact: true, preallocation: 'off' };

@@ -197,6 +197,8 @@ export function openContext(node: BlockNode, signal: AbortSignal): OpenContext {
       bad: (copy, report) => node.observer?.copyBad?.(copy.node, report),
       failed: ({ offset, length }) => node.observer?.copiesFailed?.(node, offset, length),
     },
+    bitmaps: node,
+    bitmapsLost: (error) => node.observer?.bitmapsLost?.(node, error),
     signal,
     imageCorrupted: (corruption) => node.observer?.imageCorrupted?.(node, corruption),
   };

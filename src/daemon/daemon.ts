@@ -204,6 +204,12 @@ export class Daemon {
         'closing the node could not flush it: acknowledged writes may be lost',
       );
     };
+    this.graph.observer.bitmapsLost = (node, error) => {
+      subjectLog({ node: node.name }, this.#logger).error(
+        { event: 'block.close', error },
+        'closing the node could not store its persistent bitmaps: they are inconsistent now',
+      );
+    };
     this.jobs.listen({
       stateChanged: (job) =>
         subjectLog({ job: job.id }, this.#logger).debug(

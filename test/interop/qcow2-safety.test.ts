@@ -337,23 +337,6 @@ describe('tables that lie', () => {
   });
 });
 
-describe('bitmaps in the image', () => {
-  it('are known to be stale after a write', async () => {
-    const { path } = await image(4 * MIB);
-    await runPeer('qemu-img', ['bitmap', '--add', path, 'b0']);
-    const { node, close } = await openImage(path);
-    await node.read(0, Buffer.alloc(512));
-    await close();
-    type Info = { 'format-specific': { data: { bitmaps?: unknown[] } } };
-    const info = (): Promise<Info> => runPeerJson('qemu-img', ['info', '--output=json', path]);
-    expect((await info())['format-specific'].data.bitmaps).toHaveLength(1);
-    const again = await openImage(path);
-    await again.node.write(0, Buffer.alloc(512, 1));
-    await again.close();
-    expect((await headerOf(path)).readBigUInt64BE(88)).toBe(0n);
-  });
-});
-
 describe('chains', () => {
   it('that loop are refused', async () => {
     const { path } = await image(1 * MIB);

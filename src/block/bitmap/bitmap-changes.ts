@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: MIT
 /** What commands do to the named bitmaps of nodes, each as a change that can be undone. */
-import { BlockError } from '../../base/errors.js';
+import { BlockError, toError } from '../../base/errors.js';
 import type { BlockGraph } from '../graph.js';
 import type { BlockNode } from '../node.js';
 import type { Change } from '../transaction.js';
-import type { BitmapBackup, DirtyBitmap } from './dirty-bitmap.js';
+import type { BitmapStore } from './bitmap-store.js';
+import { type BitmapBackup, checkGranularity, type DirtyBitmap } from './dirty-bitmap.js';
 import {
   type AddBitmapOptions,
   addBitmap,
   clearBitmap,
+  defaultGranularity,
   disableBitmap,
   enableBitmap,
   findBitmap,
+  GRANULARITY_DEFAULT,
   mergeBitmaps,
 } from './node-bitmaps.js';
 
@@ -39,33 +42,92 @@ export function addingBitmap(
 ): Change {
   let added: DirtyBitmap | undefined;
   return {
-    prepare() {
+    async prepare() {
       const node = graph.get(nodeName);
-      if (options.name !== '' && options.persistent === true) throw cannotStore(node);
-      added = addBitmap(node, options);
+      const format = await node.driver.formatInfo?.();
+      const granularity =
+        options.granularity ??
+        (format === undefined ? GRANULARITY_DEFAULT : defaultGranularity(format.clusterSize));
+      const wanted = { ...options, granularity };
+      if (options.name !== '' && options.persistent === true)
+        await prepareToStore(graph, node, wanted);
+      added = addBitmap(node, wanted);
     },
     abort: () => added?.detach(),
   };
 }
 
-/** No driver here keeps bitmaps in its image. */
-function cannotStore({ name }: BlockNode): BlockError {
-  return new BlockError(
-    'DF_NOT_SUPPORTED',
-    `Can't store persistent bitmaps to ${name}: Operation not supported`,
-    { node: name },
-  );
+/** @throws BlockError when the node's image can't take one more bitmap */
+async function prepareToStore(
+  graph: BlockGraph,
+  node: BlockNode,
+  { name, granularity }: { readonly name: string; readonly granularity: number },
+): Promise<void> {
+  const { name: nodeName } = node;
+  const store = node.driver.bitmapStore;
+  if (store === undefined) {
+    throw new BlockError(
+      'DF_NOT_SUPPORTED',
+      `Can't store persistent bitmaps to ${nodeName}: Operation not supported`,
+      { node: nodeName },
+    );
+  }
+  checkGranularity(granularity);
+  if (node.bitmaps.has(name)) throw new BlockError('DF_EXISTS', `Bitmap already exists: ${name}`);
+  if (node.readOnly || !node.active) {
+    throw new BlockError('DF_READ_ONLY', `Block node '${nodeName}' is read-only`);
+  }
+  try {
+    store.checkNew({ name, granularity });
+  } catch (error) {
+    const message = `Can't make bitmap '${name}' persistent in '${nodeName}': ${toError(error).message}`;
+    throw new BlockError('DF_INVALID', message, { node: nodeName }, { cause: error });
+  }
+  await withStore(graph, node, (there) => there.prepareChange());
+}
+
+/** Calls the node's driver while the image can be neither closed nor handed over. */
+async function withStore(
+  graph: BlockGraph,
+  node: BlockNode,
+  act: (store: BitmapStore) => void | Promise<void>,
+): Promise<void> {
+  await graph.exclusive(() => {
+    if (graph.find(node.name) !== node) {
+      throw new BlockError('DF_NOT_FOUND', `Node '${node.name}' not found`);
+    }
+    if (!node.active) {
+      throw new BlockError('DF_READ_ONLY', `Block node '${node.name}' is inactive`);
+    }
+    const store = node.driver.bitmapStore;
+    if (store !== undefined) return act(store);
+  });
+}
+
+/** A persistent bitmap is about to differ from what the image has of it. */
+async function beforeChange(graph: BlockGraph, node: BlockNode, name: string): Promise<void> {
+  const bitmap = node.bitmaps.get(name);
+  if (bitmap?.persistent !== true || bitmap.inconsistent || bitmap.readOnly) return;
+  await withStore(graph, node, (store) => store.prepareChange());
 }
 
 /** Nobody can use the bitmap from `prepare` on; it is gone when all changes are committed. */
 export function removingBitmap(graph: BlockGraph, bitmapName: BitmapName): Change {
   let bitmap: DirtyBitmap | undefined;
   return {
-    prepare() {
-      const found = lookUpBitmap(graph, bitmapName);
+    async prepare() {
+      const holder = holderOf(graph, bitmapName.node);
+      const found = findBitmap(holder, bitmapName.name);
       found.checkUse({ allowInconsistent: true });
       found.busy = true;
       bitmap = found;
+      if (!found.persistent) return;
+      try {
+        await withStore(graph, holder, (store) => store.remove(bitmapName.name));
+      } catch (error) {
+        found.busy = false;
+        throw error;
+      }
     },
     commit() {
       if (bitmap === undefined) return;
@@ -79,8 +141,9 @@ export function removingBitmap(graph: BlockGraph, bitmapName: BitmapName): Chang
 }
 
 export function clearingBitmap(graph: BlockGraph, { node, name }: BitmapName): Change {
-  return withBackup(() => {
+  return withBackup(async () => {
     const holder = holderOf(graph, node);
+    await beforeChange(graph, holder, name);
     return { bitmap: findBitmap(holder, name), backup: clearBitmap(holder, name) };
   });
 }
@@ -94,8 +157,9 @@ export function mergingBitmaps(
     readonly sources: readonly (string | BitmapName)[];
   },
 ): Change {
-  return withBackup(() => {
+  return withBackup(async () => {
     const holder = holderOf(graph, change.node);
+    await beforeChange(graph, holder, change.target);
     const bitmap = findBitmap(holder, change.target);
     const sources = change.sources.map((source) =>
       typeof source === 'string' ? findBitmap(holder, source) : lookUpBitmap(graph, source),
@@ -112,8 +176,9 @@ export function switchingBitmap(
 ): Change {
   let before: DirtyBitmap | undefined;
   return {
-    prepare() {
+    async prepare() {
       const holder = holderOf(graph, node);
+      await beforeChange(graph, holder, name);
       const bitmap = findBitmap(holder, name);
       const same = bitmap.enabled === (state === 'enabled');
       if (state === 'enabled') enableBitmap(holder, name);
@@ -128,12 +193,15 @@ export function switchingBitmap(
 }
 
 function withBackup(
-  act: () => { readonly bitmap: DirtyBitmap; readonly backup: BitmapBackup | undefined },
+  act: () => Promise<{
+    readonly bitmap: DirtyBitmap;
+    readonly backup: BitmapBackup | undefined;
+  }>,
 ): Change {
-  let done: ReturnType<typeof act> | undefined;
+  let done: Awaited<ReturnType<typeof act>> | undefined;
   return {
-    prepare() {
-      done = act();
+    async prepare() {
+      done = await act();
     },
     abort() {
       if (done?.backup !== undefined) done.bitmap.restore(done.backup);

@@ -27,9 +27,20 @@ type ValuesOf<T extends OptionsConfig> = ReturnType<
 export function parseImgArguments<const T extends OptionsConfig>(
   args: string[],
   options: T,
-): { values: ValuesOf<T>; positionals: string[] } {
+): {
+  values: ValuesOf<T>;
+  positionals: string[];
+  /** The options as they came, for commands where their order counts. */
+  given: { readonly name: string; readonly value: string | undefined }[];
+} {
   try {
-    return parseArgs({ args, options, allowPositionals: true, strict: true });
+    const settings = { args, options, allowPositionals: true, strict: true } as const;
+    const { values, positionals } = parseArgs(settings);
+    const { tokens } = parseArgs({ ...settings, tokens: true });
+    const given = tokens.flatMap((token) =>
+      token.kind === 'option' ? [{ name: token.name as string, value: token.value }] : [],
+    );
+    return { values, positionals, given };
   } catch (error) {
     const [text] = toError(error).message.split('. ');
     throw new BlockError('DF_INVALID', text ?? 'wrong arguments');

@@ -5,6 +5,7 @@ import { KIB } from '../../base/limits.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { ProgressBar } from '../progress.js';
 import { COMMON, PROGRESS, parseImgArguments, wordsFor } from './arguments.js';
+import { checkBitmaps, checkKeepsBitmaps, copyBitmaps } from './copy-bitmaps.js';
 import { copyImage } from './copy-image.js';
 import { makeImage } from './new-image.js';
 import { cacheMode, ImageSession } from './session.js';
@@ -23,6 +24,8 @@ const OPTIONS = {
   'source-cache': { type: 'string', short: 'T' },
   'rate-limit': { type: 'string', short: 'r' },
   'num-coroutines': { type: 'string', short: 'm' },
+  bitmaps: { type: 'boolean' },
+  'skip-broken-bitmaps': { type: 'boolean' },
   // Requests go out of order anyway.
   'out-of-order': { type: 'boolean', short: 'W' },
 } as const;
@@ -38,6 +41,10 @@ export async function convert(args: string[]): Promise<number> {
     throw new BlockError('DF_INVALID', '--target-is-zero requires use of -n flag');
   }
   const { 'output-format': format = 'raw' } = values;
+  const skipBroken = values['skip-broken-bitmaps'] === true;
+  if (skipBroken && values.bitmaps !== true) {
+    throw new BlockError('DF_INVALID', 'Use of --skip-broken-bitmaps requires --bitmaps');
+  }
   return ImageSession.run(values.object, async (session) => {
     const source = await session.open({
       name,
@@ -47,6 +54,7 @@ export async function convert(args: string[]): Promise<number> {
       cache: cacheMode(values['source-cache'] ?? 'writeback'),
     });
     const { size } = source;
+    if (values.bitmaps === true) checkBitmaps(source.root.node, { skipBroken });
     if (!noCreate) {
       await makeImage(session, { name: targetName, format, size, options: values.options ?? [] });
     }
@@ -58,6 +66,7 @@ export async function convert(args: string[]): Promise<number> {
       cache: cacheMode(values.cache ?? 'unsafe'),
     });
     checkRoom(target, size);
+    if (values.bitmaps === true) checkKeepsBitmaps(target.root.node);
     // A new encrypted image reads as anything but zeroes.
     const isNewAndZero = !noCreate && target.root.node.driver.encrypted !== true;
     const bar = new ProgressBar(process.stderr, 'convert');
@@ -71,6 +80,9 @@ export async function convert(args: string[]): Promise<number> {
       });
     } finally {
       bar.end();
+    }
+    if (values.bitmaps === true) {
+      await copyBitmaps(session.graph, source.root.node, target.root.node);
     }
     return 0;
   });

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** `diskferry img`: the commands, one file each. */
 import { BlockError } from '../../base/errors.js';
+import { bitmap } from './bitmap.js';
 import { compare } from './compare.js';
 import { convert } from './convert.js';
 import { create } from './create.js';
@@ -15,9 +16,12 @@ export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and o
   map [-f FMT] [--output human|json] [-s OFFSET] [-l LENGTH] [-U] [--image-opts] FILE
   create [-f FMT] [-o OPTIONS] [-b BACKING -F FMT] [-u] [-q] FILE [SIZE]
   convert [-f FMT] [-O FMT] [-o OPTIONS] [-n] [--target-is-zero] [-S SIZE] [-m COUNT] [-W] [-r RATE]
-          [-t CACHE] [-T CACHE] [-p] [-q] [-U] [--image-opts] [--target-image-opts] FILE TARGET
+          [-t CACHE] [-T CACHE] [--bitmaps [--skip-broken-bitmaps]] [-p] [-q] [-U] [--image-opts]
+          [--target-image-opts] FILE TARGET
   dd [-f FMT] [-O FMT] [-U] [--image-opts] [bs=SIZE] [count=N] [skip=N] if=FILE of=TARGET
   compare [-f FMT] [-F FMT] [-T CACHE] [-s] [-p] [-q] [-U] [--image-opts] FILE1 FILE2
+  bitmap (--add [-g SIZE] | --remove | --clear | --enable | --disable | --merge SOURCE)...
+         [-b SOURCEFILE [-F FMT]] [-f FMT] [--image-opts] FILE BITMAP
   resize [-f FMT] [--preallocation MODE] [--shrink] [-q] [--image-opts] FILE [+|-]SIZE
 
 FILE is a path, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or json:{...}; a format
@@ -26,6 +30,7 @@ that is not given is found out by the first bytes. Encrypted disks need a secret
 `;
 
 const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = {
+  bitmap,
   compare,
   convert,
   create,

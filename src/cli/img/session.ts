@@ -36,6 +36,8 @@ export interface ImageRequest {
   /** Open it even when somebody writes to it. */
   readonly forceShare?: boolean | undefined;
   readonly cache?: CacheMode;
+  /** Its backing file is of no interest: it may even be missing. */
+  readonly noBacking?: boolean;
 }
 
 /** What `-t` and `-T` say. */
@@ -64,12 +66,23 @@ export class ImageSession {
   readonly secrets = new Secrets();
   readonly #backends: BlockBackend[] = [];
 
+  /** What went wrong when images were closed. */
+  #lost: BlockError | undefined;
+
   constructor() {
+    this.graph.observer.bitmapsLost = (node, error) => {
+      this.#lost ??= new BlockError(
+        'DF_IO',
+        `Lost persistent bitmaps during inactivation of node '${node.name}'`,
+        {},
+        { cause: error },
+      );
+    };
     registerDrivers(this.graph, this.throttleGroups, this.secrets);
   }
 
   /**
-   * Runs a command with a session of its own, which is closed whatever happens.
+   * Runs a command with a session of its own, which is closed whatever happens; that is part of it.
    * @param objects what each `--object` says
    */
   static async run<T>(
@@ -77,14 +90,17 @@ export class ImageSession {
     work: (session: ImageSession) => Promise<T>,
   ): Promise<T> {
     const session = new ImageSession();
+    let result: T;
     try {
       for (const object of objects ?? []) {
         await addObject(session, parseOption(ObjectOptions, object, 'qom-type'));
       }
-      return await work(session);
+      result = await work(session);
     } finally {
       await session.close();
     }
+    if (session.#lost !== undefined) throw session.#lost;
+    return result;
   }
 
   /** @throws BlockError that says which image and why */
@@ -112,14 +128,25 @@ export class ImageSession {
   async #openNode(request: ImageRequest): Promise<BlockNode> {
     const access = accessOptions(request);
     const given = await describedOptions(request);
-    if (given !== undefined) return openNode(this.graph, { ...given, ...access });
+    if (given !== undefined) {
+      const backing = this.#backingOptions(request, String(given.driver));
+      return openNode(this.graph, { ...given, ...backing, ...access });
+    }
     const protocol = await filenameOptions(this.graph.drivers, request.name);
     const format = request.format ?? (await this.#probe(protocol, access));
     if (!this.graph.drivers.names.includes(format)) {
       throw new BlockError('DF_NOT_SUPPORTED', `Unknown driver '${format}'`);
     }
     const file = { ...protocol, ...access };
-    return openNode(this.graph, validated({ driver: format, file, ...access }));
+    const backing = this.#backingOptions(request, format);
+    return openNode(this.graph, validated({ driver: format, file, ...backing, ...access }));
+  }
+
+  #backingOptions({ noBacking }: ImageRequest, driver: string): { backing?: null } {
+    const { children } = this.graph.drivers.get(driver);
+    return noBacking === true && children.some(({ key }) => key === 'backing')
+      ? { backing: null }
+      : {};
   }
 
   async #probe(protocol: DriverOptions, access: JsonObject): Promise<string> {

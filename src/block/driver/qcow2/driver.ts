@@ -4,6 +4,7 @@ import { QCOW2_COMPAT_LAZY_REFCOUNTS } from '../../../../protocol/qcow2/header.j
 import { systemClock } from '../../../base/clock.js';
 import { BlockError } from '../../../base/errors.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
+import type { BitmapStore } from '../../bitmap/bitmap-store.js';
 import {
   type BackingFile,
   type BlockDriver,
@@ -21,6 +22,8 @@ import {
 import type { ChildEdge } from '../../edge.js';
 import type { NodeOptions } from '../../node-options.js';
 import { changeBackingFile } from './backing-file.js';
+import { bitmapsReplaced, loadBitmaps, persistentBitmaps } from './bitmap-load.js';
+import { checkConstraints, checkNewBitmap, removeStored, saveBitmaps } from './bitmap-save.js';
 import { qcow2Creation } from './create-options.js';
 import { discardGuest } from './discard.js';
 import { formatInfo, specificInfo } from './format-info.js';
@@ -28,6 +31,7 @@ import { Qcow2Image } from './image.js';
 import { impliedChildren } from './implied-children.js';
 import { readHead, readTables } from './open.js';
 import { parseQcow2Options, type Qcow2Options } from './options.js';
+import { prepareWrite } from './prepare-write.js';
 import { readGuest } from './read.js';
 import { resizeGuest } from './resize.js';
 import { statusOf } from './status.js';
@@ -92,12 +96,32 @@ class Qcow2Driver implements BlockDriver {
     });
     try {
       driver.#checkOpened();
+      await driver.#loadBitmaps();
     } catch (error) {
       await driver.close();
       throw error;
     }
     return driver;
   }
+
+  #loadBitmaps(): Promise<void> {
+    const readOnly = this.#readOnly || this.#image.corruptBit;
+    return loadBitmaps(this.#image, this.#context.bitmaps, { readOnly });
+  }
+
+  /** Bitmaps as they are stored can't be changed until they are ours again. */
+  #lockBitmaps({ readOnly }: { readonly readOnly: boolean }): void {
+    for (const bitmap of persistentBitmaps(this.#context.bitmaps)) bitmap.readOnly = readOnly;
+  }
+
+  readonly bitmapStore: BitmapStore = {
+    checkNew: (bitmap) => checkNewBitmap(this.#image, this.#context.bitmaps, bitmap),
+    prepareChange: () => prepareWrite(this.#image),
+    remove: async (name) => {
+      await prepareWrite(this.#image);
+      await removeStored(this.#image, name);
+    },
+  };
 
   #imageContext(): ConstructorParameters<typeof Qcow2Image>[2] {
     return {
@@ -171,6 +195,10 @@ class Qcow2Driver implements BlockDriver {
 
   async truncate(size: number, options: TruncateOptions): Promise<void> {
     this.#image.checkUsable();
+    for (const bitmap of persistentBitmaps(this.#context.bitmaps)) {
+      bitmap.checkUse();
+      checkConstraints(this.#image, { granularity: bitmap.granularity, size });
+    }
     await resizeGuest(this.#image, size, options);
   }
 
@@ -196,7 +224,24 @@ class Qcow2Driver implements BlockDriver {
   }
 
   async inactivate(): Promise<void> {
-    if (this.#image.guard !== undefined) await this.#image.metadata.finish();
+    await this.#settle();
+    this.#lockBitmaps({ readOnly: true });
+  }
+
+  async #noticeReplaced(): Promise<void> {
+    if (this.#readOnly || this.#image.corruptBit) return;
+    if (bitmapsReplaced(this.#image, this.#context.bitmaps)) await prepareWrite(this.#image);
+  }
+
+  /** Everything that is only in memory goes to the file; the next change gets the image ready anew. */
+  async #settle(): Promise<void> {
+    const image = this.#image;
+    await this.#noticeReplaced();
+    if (image.guard !== undefined) {
+      await saveBitmaps(image, this.#context.bitmaps);
+      await image.metadata.finish();
+      image.guard = undefined;
+    }
     await this.#file.flush();
   }
 
@@ -206,6 +251,7 @@ class Qcow2Driver implements BlockDriver {
     const options = optionsFor(this.#given, opened, this.#context.discard);
     this.#image = new Qcow2Image(opened, options, this.#imageContext());
     this.#checkOpened();
+    await this.#loadBitmaps();
   }
 
   /** @param options the node's new NodeOptions, from blockdev-reopen */
@@ -215,7 +261,7 @@ class Qcow2Driver implements BlockDriver {
     if (!readOnly && image.corruptBit) {
       throw new BlockError('DF_ACCESS', 'qcow2: Image is corrupt; cannot be opened read/write');
     }
-    await this.inactivate();
+    await this.#settle();
     // With everything in the file, the image can be opened anew with other caches.
     const next = parseQcow2Options(given, factsOf(image, discard));
     this.#next = { given, options: next, readOnly };
@@ -228,6 +274,7 @@ class Qcow2Driver implements BlockDriver {
     this.#given = next.given;
     this.#readOnly = next.readOnly;
     this.#image = reopened(this.#image, next.options, this.#imageContext());
+    this.#lockBitmaps({ readOnly: next.readOnly });
     this.#startCleaning();
   }
 
@@ -257,11 +304,27 @@ class Qcow2Driver implements BlockDriver {
   async close(): Promise<void> {
     this.#stopCleaning?.();
     this.#stopCleaning = undefined;
+    const image = this.#image;
     try {
-      await this.#image.whenMarked();
-      if (this.#image.guard !== undefined) await this.#image.metadata.finish();
+      await image.whenMarked();
+      await this.#noticeReplaced();
+      if (image.guard === undefined) return;
+      await this.#saveBitmapsAtClose();
+      await image.metadata.finish();
     } catch {
       // Flushing before the close has told of it; what is missing are counts at most.
+    }
+  }
+
+  async #saveBitmapsAtClose(): Promise<void> {
+    try {
+      this.#image.checkUsable();
+      await saveBitmaps(this.#image, this.#context.bitmaps);
+    } catch (error) {
+      const usable = persistentBitmaps(this.#context.bitmaps).some((one) => !one.inconsistent);
+      if (!usable) return;
+      // In the image they are marked as not stored.
+      this.#context.bitmapsLost(error);
     }
   }
 }
@@ -290,7 +353,7 @@ function reopened(
   context: ConstructorParameters<typeof Qcow2Image>[2],
 ): Qcow2Image {
   const { header, geometry, size, map, refcounts } = image;
-  return new Qcow2Image(
+  const next = new Qcow2Image(
     {
       content: header.content,
       geometry,
@@ -302,6 +365,9 @@ function reopened(
     options,
     context,
   );
+  next.storedBitmaps = image.storedBitmaps;
+  next.loadedBitmaps = image.loadedBitmaps;
+  return next;
 }
 
 export const qcow2Driver: DriverDefinition = {

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** What queries tell of an image. @see qapi ImageInfo, ImageInfoSpecificQCow2 */
+import {
+  QCOW2_BITMAP_AUTO,
+  QCOW2_BITMAP_IN_USE,
+  type StoredBitmap,
+} from '../../../../protocol/qcow2/bitmaps.js';
 import { QCOW2_EXT_BACKING_FORMAT } from '../../../../protocol/qcow2/extensions.js';
 import {
   QCOW2_COMPAT_LAZY_REFCOUNTS,
@@ -47,6 +52,7 @@ export function specificInfo(
     ...common,
     'lazy-refcounts': (header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS) !== 0n,
     corrupt: (header.incompatible & QCOW2_INCOMPAT_CORRUPT) !== 0n,
+    ...(image.storedBitmaps.length > 0 ? { bitmaps: image.storedBitmaps.map(bitmapInfo) } : {}),
     'extended-l2': (header.incompatible & QCOW2_INCOMPAT_EXTL2) !== 0n,
     ...(image.hasDataFile
       ? {
@@ -54,5 +60,17 @@ export function specificInfo(
           'data-file-raw': image.dataFileRaw,
         }
       : {}),
+  };
+}
+
+/** @see qapi Qcow2BitmapInfo */
+function bitmapInfo({ name, granularityBits, flags }: StoredBitmap): Record<string, unknown> {
+  return {
+    name,
+    granularity: 2 ** granularityBits,
+    flags: [
+      ...((flags & QCOW2_BITMAP_IN_USE) === 0 ? [] : ['in-use']),
+      ...((flags & QCOW2_BITMAP_AUTO) === 0 ? [] : ['auto']),
+    ],
   };
 }

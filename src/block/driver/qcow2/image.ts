@@ -4,6 +4,7 @@
  * `refcounts` counts, `metadata-writer` makes changes last, `read`, `write`, `zero`, `discard`, `status`
  * and `resize` carry out requests.
  */
+import type { StoredBitmap } from '../../../../protocol/qcow2/bitmaps.js';
 import {
   QCOW2_AUTOCLEAR_DATA_FILE_RAW,
   QCOW2_INCOMPAT_CORRUPT,
@@ -12,6 +13,7 @@ import {
 import { BlockError } from '../../../base/errors.js';
 import { Mutex } from '../../../base/mutex.js';
 import { RangeLock } from '../../../base/range-lock.js';
+import type { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
 import { ClusterMap } from './cluster-map.js';
 import { DecompressedClusters } from './decompressed-clusters.js';
 import type { Geometry } from './geometry.js';
@@ -74,6 +76,10 @@ export class Qcow2Image {
   size: number;
   /** Host bytes from here on were never written: they read as zeroes. */
   freshFrom: number;
+  /** What the directory of bitmaps says; empty: there is none that is valid. */
+  storedBitmaps: readonly StoredBitmap[] = [];
+  /** The node's bitmaps as they were loaded or stored last. A job may put another in one's place. */
+  loadedBitmaps: ReadonlySet<DirtyBitmap> = new Set();
   /** Present from the first change on. */
   guard: OverlapGuard | undefined;
   /** Why the image can't be used any more. */

@@ -2,7 +2,7 @@
 /** Keeps data from being written over the image's own structures, when its tables lie. */
 
 import { refcountTableOffset } from '../../../../protocol/qcow2/entries.js';
-import { QCOW2_EXT_BITMAPS } from '../../../../protocol/qcow2/extensions.js';
+import { directoryPlace } from './bitmap-directory.js';
 import type { Qcow2Image } from './image.js';
 import { readPadded } from './image-io.js';
 import { L1Table } from './l1-table.js';
@@ -68,16 +68,14 @@ export class OverlapGuard {
 
   /** Where the structures lie that can move as a whole. */
   refresh(): void {
-    const { header, geometry, map, refcounts, options } = this.#image;
+    const { geometry, map, refcounts, options } = this.#image;
     const at = (what: OverlapCheck, offset: number, length: number): Guarded[] =>
       offset > 0 || what === 'main-header'
         ? options.overlapChecks.has(what)
           ? [{ offset, end: offset + length, what: NAMES[what] }]
           : []
         : [];
-    const bitmaps = header.extension(QCOW2_EXT_BITMAPS);
-    const directory =
-      bitmaps === undefined || bitmaps.byteLength < 24 ? undefined : directoryOf(bitmaps);
+    const directory = directoryPlace(this.#image);
     this.#ranges = [
       ...this.#ranges.filter(
         ({ what }) => what === NAMES['inactive-l1'] || what === NAMES['snapshot-table'],
@@ -135,9 +133,4 @@ export class OverlapGuard {
       this.add('inactive-l2', offset);
     }
   }
-}
-
-function directoryOf(extension: Uint8Array): { offset: number; length: number } {
-  const view = new DataView(extension.buffer, extension.byteOffset, extension.byteLength);
-  return { length: Number(view.getBigUint64(8)), offset: Number(view.getBigUint64(16)) };
 }

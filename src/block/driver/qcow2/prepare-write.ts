@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT
 /** What has to be done once, before the first change of an image. */
-import {
-  QCOW2_AUTOCLEAR_DATA_FILE_RAW,
-  QCOW2_INCOMPAT_DIRTY,
-} from '../../../../protocol/qcow2/header.js';
+import { QCOW2_INCOMPAT_DIRTY } from '../../../../protocol/qcow2/header.js';
 import { BlockError } from '../../../base/errors.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
+import { markBitmapsInUse } from './bitmap-directory.js';
 import type { Qcow2Image } from './image.js';
 import { OverlapGuard } from './overlap.js';
 import { repairRefcounts } from './repair.js';
@@ -35,8 +33,7 @@ async function prepare(image: Qcow2Image): Promise<void> {
       'qcow2: Image is corrupt; cannot be opened read/write',
     );
   }
-  const autoclear = header.header.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW;
-  if (autoclear !== header.header.autoclear) await header.update({ autoclear });
+  await markBitmapsInUse(image);
   if ((header.header.incompatible & QCOW2_INCOMPAT_DIRTY) !== 0n) await repairRefcounts(image);
   image.guard = await OverlapGuard.create(image);
 }

@@ -10,9 +10,9 @@ import {
   entryOffset,
   refcountTableOffset,
 } from '../../../../protocol/qcow2/entries.js';
-import { QCOW2_EXT_BITMAPS } from '../../../../protocol/qcow2/extensions.js';
 import { QCOW2_INCOMPAT_DIRTY } from '../../../../protocol/qcow2/header.js';
 import { BlockError } from '../../../base/errors.js';
+import { directoryPlace, readTable } from './bitmap-directory.js';
 import type { Qcow2Image } from './image.js';
 import { readPadded } from './image-io.js';
 import { EntryTable, L1Table } from './l1-table.js';
@@ -63,17 +63,14 @@ export async function repairRefcounts(image: Qcow2Image): Promise<void> {
 }
 
 async function correct(image: Qcow2Image, counts: ReferenceCounts): Promise<void> {
-  const { refcounts, geometry, header } = image;
+  const { refcounts, geometry } = image;
   const { refcountsPerBlock: perBlock, refcountMax } = geometry;
-  // What we can't read may use clusters that look unused; then nothing comes free.
-  const onlyRaise = header.extension(QCOW2_EXT_BITMAPS) !== undefined;
   for (const cluster of counts.used()) {
     const wanted = counts.get(cluster);
     if (wanted > refcountMax) throw broken(`Cluster ${cluster} has more references than it can`);
     const now = await refcounts.refcount(cluster);
     if (now < wanted) await refcounts.set(cluster, wanted);
   }
-  if (onlyRaise) return;
   const { table } = refcounts;
   for (let number = 0; number < table.entries; number++) {
     if (refcountTableOffset(table.high(number), table.low(number)) === 0) continue;
@@ -104,7 +101,22 @@ async function countReferences(image: Qcow2Image): Promise<ReferenceCounts> {
     await readPadded(file, offset, bytes);
     await countL1(image, counts, new L1Table(offset, bytes));
   }
+  await countBitmaps(image, mark);
   return counts;
+}
+
+async function countBitmaps(
+  image: Qcow2Image,
+  mark: (offset: number, length: number) => void,
+): Promise<void> {
+  const place = directoryPlace(image);
+  if (place !== undefined) mark(place.offset, place.length);
+  for (const bitmap of image.storedBitmaps) {
+    mark(bitmap.tableOffset, bitmap.tableEntries * 8);
+    for (const cluster of await readTable(image, bitmap)) {
+      if (typeof cluster === 'number') mark(cluster, 1);
+    }
+  }
 }
 
 async function countL1(image: Qcow2Image, counts: ReferenceCounts, l1: L1Table): Promise<void> {
