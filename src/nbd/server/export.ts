@@ -30,7 +30,10 @@ export interface ExportOptions {
   readonly id: string;
   /** What clients ask for; '' is the default export. At most 4096 bytes of UTF-8. */
   readonly name: string;
+  /** Name of the node when it was added. */
   readonly nodeName: string;
+  /** Name of the node that it has now: the graph may have moved it. Undefined: none any more. */
+  readonly nodeNow?: () => string | undefined;
   readonly description?: string;
   readonly backend: ExportBackend;
   readonly writable: boolean;
@@ -55,7 +58,6 @@ export interface ExportClient {
 export class NbdExport {
   readonly id: string;
   readonly name: string;
-  readonly nodeName: string;
   readonly description: string;
   readonly backend: ExportBackend;
   readonly writable: boolean;
@@ -66,6 +68,7 @@ export class NbdExport {
   readonly counters = new TrafficCounters();
   /** Resolves once the export is gone and nothing of it is in flight. */
   readonly closed: Promise<void>;
+  readonly #nodeName: () => string;
   readonly #clients = new Set<ExportClient>();
   #state: 'offered' | 'leaving' | 'closed' = 'offered';
   #resolveClosed: () => void = () => undefined;
@@ -74,7 +77,7 @@ export class NbdExport {
   constructor(options: ExportOptions) {
     this.id = options.id;
     this.name = options.name;
-    this.nodeName = options.nodeName;
+    this.#nodeName = () => options.nodeNow?.() ?? options.nodeName;
     this.description = options.description ?? '';
     this.backend = options.backend;
     this.writable = options.writable;
@@ -85,6 +88,11 @@ export class NbdExport {
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve;
     });
+  }
+
+  /** Name of the node that is exported. */
+  get nodeName(): string {
+    return this.#nodeName();
   }
 
   get clientCount(): number {

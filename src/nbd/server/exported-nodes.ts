@@ -83,7 +83,8 @@ export class ExportedNodes {
       failed: (operation, error) => {
         // A client that asks for fast zeroes expects to be told that there are none.
         if (error instanceof BlockError && error.code === 'DF_NOT_SUPPORTED') return;
-        this.onIoError({ exportId: id, nodeName: node.name, operation, error });
+        const nodeName = backend.attached ? backend.root.node.name : node.name;
+        this.onIoError({ exportId: id, nodeName, operation, error });
       },
     });
     await this.#graph.attach(backend, node, {
@@ -142,6 +143,7 @@ export class ExportedNodes {
       id: options.id,
       name: options.name ?? options.node.name,
       nodeName: options.node.name,
+      nodeNow: () => (backend.attached ? backend.root.node.name : undefined),
       ...(options.description !== undefined ? { description: options.description } : {}),
       backend,
       writable: options.writable,
