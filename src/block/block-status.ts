@@ -102,7 +102,11 @@ function descend(node: BlockNode, walk: Walk, extent: Extent): MaybePromise<Chai
   const unallocated = { length: extent.length, flags: extent.flags | STATUS_ZERO, depth: 0 };
   if (backing === undefined) return unallocated;
   if (backing === walk.base) return { length: extent.length, flags: 0, depth: 0 };
-  if (walk.offset >= backing.size) return unallocated;
+  if (walk.offset >= backing.size) {
+    // A layer that ends early hides what longer ones below it have.
+    const flags = extent.flags | STATUS_ZERO | STATUS_ALLOCATED;
+    return { length: extent.length, flags, depth: walk.depth + 1 };
+  }
   const length = Math.min(extent.length, backing.size - walk.offset);
   return layerStatus(backing, { ...walk, length, depth: walk.depth + 1 });
 }
