@@ -6,6 +6,7 @@ import { BLOCK_CORE_COMMANDS, BLOCK_CORE_EVENTS } from './block-core.js';
 import { BLOCK_CREATE_COMMANDS } from './block-create.js';
 import { BLOCK_EXPORT_COMMANDS, BLOCK_EXPORT_EVENTS } from './block-export.js';
 import { BLOCK_JOB_COMMANDS, BLOCK_JOB_EVENTS } from './block-job.js';
+import { CHAIN_COMMANDS } from './chain.js';
 import { CHAR_COMMANDS } from './char.js';
 import { CONTROL_COMMANDS } from './control.js';
 import { INTROSPECT_COMMANDS } from './introspect.js';
@@ -27,6 +28,7 @@ export const QAPI_COMMANDS: readonly CommandDefinition[] = [
   ...JOB_COMMANDS,
   ...BLOCK_JOB_COMMANDS,
   ...BACKUP_COMMANDS,
+  ...CHAIN_COMMANDS,
   ...TRANSACTION_COMMANDS,
   ...QOM_COMMANDS,
 ];

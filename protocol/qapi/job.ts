@@ -16,6 +16,7 @@ export const JobType = enumeration('JobType', {
   doc: 'Kinds of jobs.',
   values: {
     commit: 'copies layers of a chain into one below them, and takes them out',
+    stream: 'copies what a layer shows of those below it into it, and takes these out',
     backup: 'copies a source as it is at one moment',
     mirror: 'makes a target equal to a source and keeps it so',
     create: 'makes an image',

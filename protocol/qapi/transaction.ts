@@ -2,6 +2,7 @@
 /** Commands that happen together or not at all. @see QEMU's qapi/transaction.json */
 import { BlockdevBackup, DriveBackup } from './backup.js';
 import { BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge } from './bitmaps.js';
+import { BlockdevSnapshot, BlockdevSnapshotSync } from './chain.js';
 import { array, defineCommand, enumeration, optional, required, struct, union } from './define.js';
 
 export const Abort = struct('Abort', { doc: 'Nothing.' });
@@ -25,6 +26,9 @@ export const TransactionActionKind = enumeration('TransactionActionKind', {
     'block-dirty-bitmap-disable': 'as the command',
     'block-dirty-bitmap-merge': 'as the command',
     'blockdev-backup': 'as the command',
+    'blockdev-snapshot': 'as the command',
+    'blockdev-snapshot-sync':
+      'as the command; images are made and opened before anything else is done',
     'drive-backup': 'as the command; images are made and opened before anything else is done',
   },
   valueFeatures: { 'drive-backup': ['deprecated'] },
@@ -57,6 +61,16 @@ export const BlockdevBackupWrapper = struct('BlockdevBackupWrapper', {
   members: { data: required(BlockdevBackup, dataDoc) },
 });
 
+export const BlockdevSnapshotWrapper = struct('BlockdevSnapshotWrapper', {
+  doc: 'A snapshot with an overlay that is open.',
+  members: { data: required(BlockdevSnapshot, dataDoc) },
+});
+
+export const BlockdevSnapshotSyncWrapper = struct('BlockdevSnapshotSyncWrapper', {
+  doc: 'A snapshot with an overlay that is named by file.',
+  members: { data: required(BlockdevSnapshotSync, dataDoc) },
+});
+
 export const DriveBackupWrapper = struct('DriveBackupWrapper', {
   doc: 'A backup into an image that is named by file.',
   members: { data: required(DriveBackup, dataDoc) },
@@ -75,6 +89,8 @@ export const TransactionAction = union('TransactionAction', {
     'block-dirty-bitmap-disable': BlockDirtyBitmapWrapper,
     'block-dirty-bitmap-merge': BlockDirtyBitmapMergeWrapper,
     'blockdev-backup': BlockdevBackupWrapper,
+    'blockdev-snapshot': BlockdevSnapshotWrapper,
+    'blockdev-snapshot-sync': BlockdevSnapshotSyncWrapper,
     'drive-backup': DriveBackupWrapper,
   },
 });

@@ -3,6 +3,7 @@
 import { BlockError, toError } from '../base/errors.js';
 import { BlockBackend } from './backend.js';
 import type { DriverOptions, ImageCreation } from './block-driver.js';
+import { nameSeenFrom } from './chain.js';
 import { createImage } from './create-image.js';
 import type { BlockGraph } from './graph.js';
 import { filenameOptions } from './image-filename.js';
@@ -22,6 +23,8 @@ export interface TargetImageRequest {
   readonly source: BlockNode;
   /** What the new image has below it; what was made then reads as this node does. */
   readonly backing?: BlockNode | undefined;
+  /** The node gets no backing node, whatever the image notes: somebody will put one there. */
+  readonly withoutBacking?: true;
   /** Base options of the node: discard, cache … */
   readonly options?: DriverOptions;
 }
@@ -109,37 +112,41 @@ function checkProtocol(
 
 function nodeOptions(
   graph: BlockGraph,
-  { format, nodeName, backing, options, createSize }: TargetImageRequest,
+  { format, nodeName, backing, options, createSize, withoutBacking }: TargetImageRequest,
   protocol: DriverOptions,
 ): DriverOptions {
   const base = { ...options, ...(nodeName !== undefined ? { 'node-name': nodeName } : {}) };
   const { kind, children } = graph.drivers.get(format);
   if (kind === 'protocol') return { ...protocol, ...base };
-  const below = children.some(({ key }) => key === 'backing') && createSize !== undefined;
+  const known = createSize !== undefined || withoutBacking === true;
+  const below = children.some(({ key }) => key === 'backing') && known;
   return {
     driver: format,
     ...base,
     file: protocol,
-    ...(below ? { backing: backing?.name ?? null } : {}),
+    ...(below ? { backing: (withoutBacking !== true && backing?.name) || null } : {}),
   };
 }
 
 async function create(
   graph: BlockGraph,
-  { format, createSize = 0, backing }: TargetImageRequest,
+  { filename, format, createSize = 0, backing }: TargetImageRequest,
   protocol: DriverOptions,
 ): Promise<void> {
   const { signal } = new AbortController();
   const own = graph.drivers.get(format).create?.nodes !== undefined;
   if (isFile(graph, protocol)) {
-    const { driver, filename } = protocol;
-    await createImage(graph, { driver, filename, size: own ? 0 : createSize }, signal);
+    const { driver, filename: file } = protocol;
+    await createImage(graph, { driver, filename: file, size: own ? 0 : createSize }, signal);
   }
   if (!own) return;
   const below =
     backing === undefined
       ? {}
-      : { 'backing-file': backing.driver.filename, 'backing-fmt': backing.driver.name };
+      : {
+          'backing-file': nameSeenFrom(filename, backing.driver.filename),
+          'backing-fmt': backing.driver.name,
+        };
   const image = { driver: format, file: protocol, size: createSize, ...below };
   await createImage(graph, image, signal);
 }

@@ -25,6 +25,8 @@ import { emitJobEvents, registerBlockJobs, registerJobs } from '../qmp/commands/
 import { type NamedSocket, nbdListenAddress } from '../qmp/commands/nbd-address.js';
 import { addObject, registerQom } from '../qmp/commands/qom.js';
 import { registerRunState } from '../qmp/commands/run-state.js';
+import { registerSnapshots } from '../qmp/commands/snapshot.js';
+import { registerStream } from '../qmp/commands/stream.js';
 import { registerTransaction } from '../qmp/commands/transaction.js';
 import { EventHub } from '../qmp/events.js';
 import { Monitor } from '../qmp/monitor.js';
@@ -187,6 +189,8 @@ export class Daemon {
     registerBlockJobStarts(registry, { graph, jobs });
     registerBackup(registry, { graph, jobs });
     registerDriveBackup(registry, { graph, jobs });
+    registerSnapshots(registry, { graph, jobs });
+    registerStream(registry, { graph, jobs });
     registerTransaction(registry, { graph, jobs });
     registerJobs(registry, jobs);
     registerBlockJobs(registry, jobs);

@@ -15,6 +15,7 @@ import {
 } from '../block-driver.js';
 import { type ChainExtent, chainStatus } from '../block-status.js';
 import type { ChildEdge } from '../edge.js';
+import { UNUSED_PERMISSIONS } from '../graph.js';
 import type { BlockNode } from '../node.js';
 import {
   PERM_CONSISTENT_READ,
@@ -69,10 +70,11 @@ function below(node: BlockNode): BlockNode | undefined {
   return undefined;
 }
 
-class CopyOnReadDriver extends PassThroughDriver {
+export class CopyOnReadDriver extends PassThroughDriver {
   readonly #bottom: BlockNode | undefined;
   /** Writes share it; a copy has its range for itself, so that it can't undo a newer write. */
   readonly #lock = new RangeLock();
+  #leaving = false;
 
   constructor(child: ChildEdge, bottom?: BlockNode) {
     super('copy-on-read', child);
@@ -89,11 +91,17 @@ class CopyOnReadDriver extends PassThroughDriver {
    * write could be undone by a copy under way.
    */
   childPermissions(_role: ChildRole, parents: Permissions): Permissions {
+    if (this.#leaving) return UNUSED_PERMISSIONS;
     const passed = PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE;
     return {
       taken: (parents.taken & passed) | PERM_WRITE_UNCHANGED,
       shared: (parents.shared & passed & ~PERM_WRITE) | PERM_WRITE_UNCHANGED,
     };
+  }
+
+  /** The filter is about to be taken out, in a drained section: it asks nothing of its child any more. */
+  leave(): void {
+    this.#leaving = true;
   }
 
   override read(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {

@@ -16,6 +16,7 @@ import type { CommandRegistry } from '../registry.js';
 import { type BackupServices, backupStart } from './backup.js';
 import { bitmapMerge } from './bitmap.js';
 import { DriveBackup } from './drive-backup.js';
+import { SnapshotSync, snapshotChange } from './snapshot.js';
 
 type Action = Infer<typeof qapi.TransactionAction>;
 
@@ -28,18 +29,24 @@ async function runTransaction(
   { actions, properties = {} }: ArgumentsOf<typeof qapi.TRANSACTION>,
 ): Promise<void> {
   const group = properties['completion-mode'] === 'grouped' ? new JobTransaction() : undefined;
-  const images: DriveBackup[] = [];
+  const images: (DriveBackup | SnapshotSync)[] = [];
   const changes = actions.map((action) => {
-    if (action.type !== 'drive-backup') return changeOf(services, action, group);
-    const backup = new DriveBackup(services, action.data);
-    images.push(backup);
-    return backup.start(group);
+    if (action.type === 'drive-backup') {
+      const backup = new DriveBackup(services, action.data);
+      images.push(backup);
+      return backup.start(group);
+    }
+    if (action.type !== 'blockdev-snapshot-sync') return changeOf(services, action, group);
+    if (group !== undefined) return notGrouped(action.type);
+    const snapshot = new SnapshotSync(services, action.data);
+    images.push(snapshot);
+    return snapshot.change();
   });
   const { graph } = services;
-  const nodes = actions.flatMap((action) => graph.find(nodeName(action)) ?? []);
   try {
     // Users of the nodes do not wait for this: a server that is asked for an image may take its time.
     for (const image of images) await image.open();
+    const nodes = actions.flatMap((action) => graph.find(nodeName(action)) ?? []);
     // Nothing is written to any of the nodes between the first action and the last.
     await drained(nodes, () => applyChanges(changes));
   } finally {
@@ -50,20 +57,35 @@ async function runTransaction(
 /** Name of the node whose moment it is; none for `abort`. */
 function nodeName(action: Action): string {
   if (action.type === 'abort') return '';
+  if (action.type === 'blockdev-snapshot-sync') {
+    return action.data.device ?? action.data['node-name'] ?? '';
+  }
   return 'device' in action.data ? action.data.device : action.data.node;
 }
 
 function changeOf(
   services: BackupServices,
-  action: Exclude<Action, { type: 'drive-backup' }>,
+  action: Exclude<Action, { type: 'drive-backup' | 'blockdev-snapshot-sync' }>,
   group: JobTransaction | undefined,
 ): Change {
   if (action.type === 'blockdev-backup') return backupStart(services, action.data, group);
   if (action.type === 'abort') return ABORT;
-  return group === undefined ? bitmapChange(services, action) : notGrouped(action.type);
+  if (group !== undefined) return notGrouped(action.type);
+  if (action.type === 'blockdev-snapshot') return snapshotChange(services, action.data);
+  return bitmapChange(services, action);
 }
 
-type BitmapAction = Exclude<Action, { type: 'abort' | 'blockdev-backup' | 'drive-backup' }>;
+type BitmapAction = Exclude<
+  Action,
+  {
+    type:
+      | 'abort'
+      | 'blockdev-backup'
+      | 'blockdev-snapshot'
+      | 'blockdev-snapshot-sync'
+      | 'drive-backup';
+  }
+>;
 
 function bitmapChange({ graph }: BackupServices, action: BitmapAction): Change {
   switch (action.type) {
