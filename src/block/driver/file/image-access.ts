@@ -160,7 +160,9 @@ export class ImageAccess {
     this.#nextHandle = undefined;
   }
 
-  #retire({ file }: ImageHandle): void {
+  #retire({ file, locks }: ImageHandle): void {
+    // Closing takes its time, and what it still held would be taken for others' locks.
+    if (this.#options.locking) locks.reduce({ taken: 0, shared: PERM_ALL });
     const closed = file.close().finally(() => this.#retired.delete(closed));
     this.#retired.add(closed);
   }
