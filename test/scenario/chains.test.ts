@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 /** Chains that grow and shrink below a connected client, as in QEMU's guide to live block operations. */
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { NbdClient } from '../../src/nbd.js';
 import { type Daemon, startDaemon } from '../support/daemon.js';
-import { runPeer, runPeerJson } from '../support/peers.js';
+import { runPeer, runPeerJson, tryPeer } from '../support/peers.js';
 import { expectEqual, expectSound, KIB, MIB, pattern, qemuContent } from '../support/qcow2.js';
 import { Random } from '../support/qcow2-model.js';
 import type { QmpClient } from '../support/qmp-client.js';
@@ -204,5 +206,186 @@ describe('block-stream', () => {
     expect(story).toEqual([
       ...['created', 'running', 'waiting', 'pending', 'BLOCK_JOB_COMPLETED', 'concluded', 'null'],
     ]);
+  });
+});
+
+/** Leaked clusters (3) are what a kill may leave. */
+async function expectNoCorruption(path: string): Promise<void> {
+  const { code, stdout } = await tryPeer('qemu-img', ['check', path]);
+  expect([0, 3], stdout).toContain(code);
+}
+
+describe('a kill at any moment', () => {
+  it.each([1, 2, 3, 4, 5, 6])(
+    'leaves a chain that reads the same, stream, round %i',
+    async (at) => {
+      const bench = await Bench.make(testScope(), { seed: at, mayFail: true });
+      await bench.chain();
+      await bench.client.flush();
+      await bench.qmp.execute('block-stream', {
+        ...{ 'job-id': 'j', device: 'node-D' },
+        ...(at % 2 === 0 ? { 'base-node': 'node-A' } : {}),
+      });
+      // A different number of round trips each time, so that it dies elsewhere each time.
+      for (let i = 0; i < (at - 1) * 4; i++) await bench.qmp.execute('query-jobs');
+      await bench.daemon.kill();
+      await expectNoCorruption(bench.path('D'));
+      expectEqual(await qemuContent(bench.path('D'), join(bench.dir, 'out')), bench.model);
+    },
+  );
+
+  it.each([1, 2, 3, 4])('leaves images that read the same, snapshot, round %i', async (at) => {
+    const bench = await Bench.make(testScope(), { seed: at, mayFail: true });
+    await bench.write();
+    await bench.client.flush();
+    bench.qmp.send(
+      `${JSON.stringify({
+        execute: 'blockdev-snapshot-sync',
+        arguments: { device: 'node-A', 'snapshot-file': 'b.qcow2', 'snapshot-node-name': 'node-B' },
+      })}\n`,
+    );
+    // How far it comes in that time is left open: every moment has to do.
+    await sleep((at - 1) * 5);
+    await bench.daemon.kill();
+    await expectNoCorruption(bench.path('A'));
+    expectEqual(await qemuContent(bench.path('A'), join(bench.dir, 'out')), bench.model);
+  });
+});
+
+describe('chains under jobs and transactions', () => {
+  const start = async (seed: number): Promise<Bench> => {
+    const bench = await Bench.make(testScope(), { seed });
+    await bench.chain();
+    return bench;
+  };
+  const reason = async (bench: Bench, command: string, args: object): Promise<string> =>
+    (await bench.qmp.refused(command, args)).desc;
+
+  it('refuses what conflicts with a stream, and allows what does not', async () => {
+    const bench = await start(7);
+    const busy = (node: string): string =>
+      `Node '${node}' is busy: block device is in use by block job: stream`;
+    await bench.qmp.execute('block-stream', {
+      ...{ 'job-id': 'one', device: 'node-D', bottom: 'node-C', speed: 1 },
+    });
+    const again = { 'job-id': 'two', device: 'node-C', speed: 1 };
+    expect(await reason(bench, 'block-stream', again)).toBe(busy('node-C'));
+    const overlay = { 'snapshot-file': 'x.qcow2', 'snapshot-node-name': 'x' };
+    expect(
+      await reason(bench, 'blockdev-snapshot-sync', { 'node-name': 'node-D', ...overlay }),
+    ).toBe(busy('node-D'));
+    expect(
+      await reason(bench, 'change-backing-file', {
+        ...{ device: 'node-D', 'image-node-name': 'node-D', 'backing-file': 'c.qcow2' },
+      }),
+    ).toContain('Need a root block node');
+    await bench.qmp.execute('block-stream', { ...again, device: 'node-B' });
+    for (const id of ['one', 'two']) {
+      await bench.qmp.execute('block-job-set-speed', { device: id, speed: 0 });
+    }
+    await bench.write();
+    for (const id of ['one', 'two']) {
+      await bench.qmp.event('BLOCK_JOB_COMPLETED', (data) => data.device === id);
+    }
+    await bench.check();
+    expect(await bench.nodes()).toEqual(file('D', 'B'));
+    expect(await bench.images('D')).toEqual(file('D', 'B'));
+    await bench.finish('D');
+  });
+
+  it('a stream that is cancelled leaves the chain as it was', async () => {
+    const bench = await start(8);
+    await bench.qmp.execute('block-stream', { 'job-id': 'j', device: 'node-D', speed: 1 });
+    await bench.write();
+    await bench.qmp.execute('block-job-cancel', { device: 'j' });
+    expect((await bench.during('j')).event).toBe('BLOCK_JOB_CANCELLED');
+    expect(await bench.nodes()).toEqual(file('D', 'C', 'B', 'A'));
+    await bench.finish('D');
+  });
+
+  it('takes snapshots back when the transaction fails, the last first', async () => {
+    const bench = await start(9);
+    const sync = (from: string, to: string): object => ({
+      type: 'blockdev-snapshot-sync',
+      data: {
+        ...{ 'node-name': from, 'snapshot-file': `${to}.qcow2`, 'snapshot-node-name': to },
+      },
+    });
+    const actions = [sync('node-D', 'e'), sync('e', 'f'), { type: 'abort', data: {} }];
+    expect(await reason(bench, 'transaction', { actions })).toBe(
+      'Transaction aborted using Abort action',
+    );
+    expect(await bench.nodes()).toEqual(file('D', 'C', 'B', 'A'));
+    await bench.write();
+    await bench.check();
+    await bench.qmp.execute('transaction', { actions: [sync('node-D', 'g'), sync('g', 'h')] });
+    expect(await bench.nodes()).toEqual(file('H', 'G', 'D', 'C', 'B', 'A'));
+    await bench.write();
+    await bench.finish('H');
+  });
+
+  it('a snapshot with an open overlay, refused with the reason where it is none', async () => {
+    const bench = await start(10);
+    const create = ['create', '-q', '-f', 'qcow2', '-F', 'qcow2', '-b', 'd.qcow2'];
+    await runPeer('qemu-img', [...create, 'e.qcow2', `${SIZE}`], { cwd: bench.dir });
+    const add = (name: string, more: object): Promise<unknown> =>
+      bench.qmp.execute('blockdev-add', {
+        ...{ driver: 'qcow2', 'node-name': name, ...more },
+        file: { driver: 'file', filename: 'e.qcow2' },
+      });
+    await bench.qmp.execute('blockdev-add', { driver: 'null-co', 'node-name': 'none' });
+    const snap = (overlay: string): object => ({ node: 'node-D', overlay });
+    const command = 'blockdev-snapshot';
+    expect(await reason(bench, command, snap('none'))).toBe(
+      'The overlay does not support backing images',
+    );
+    expect(await reason(bench, command, snap('node-C'))).toBe('The overlay is already in use');
+    expect(await reason(bench, command, snap('nowhere'))).toBe(
+      "Cannot find device='nowhere' nor node-name='nowhere'",
+    );
+    await add('node-E', { backing: null });
+    await bench.qmp.execute(command, snap('node-E'));
+    expect(await bench.nodes()).toEqual(file('E', 'D', 'C', 'B', 'A'));
+    await bench.write();
+    await bench.finish('E');
+  });
+
+  it('an overlay that was named stays without users, and can be deleted', async () => {
+    const bench = await start(11);
+    await bench.qmp.execute('block-export-del', { id: 'e', mode: 'hard' });
+    await bench.qmp.event('BLOCK_EXPORT_DELETED');
+    await bench.snapshot('D', 'E');
+    await bench.qmp.execute('blockdev-del', { 'node-name': 'node-E' });
+  });
+
+  it('changes what an image notes as its backing file', async () => {
+    const bench = await start(12);
+    await bench.qmp.execute('block-export-del', { id: 'e', mode: 'hard' });
+    await bench.qmp.event('BLOCK_EXPORT_DELETED');
+    const link = join(bench.dir, 'a.qcow2');
+    for (const node of ['node-B', 'node-D']) {
+      await bench.qmp.execute('change-backing-file', {
+        ...{ device: 'node-D', 'image-node-name': node, 'backing-file': link },
+      });
+    }
+    expect(await bench.images('D')).toEqual(file('D', 'A'));
+    expect(await bench.images('B')).toEqual(file('B', 'A'));
+  });
+
+  it('a backup of a node goes on while a snapshot is taken of it', async () => {
+    const bench = await start(13);
+    const before = Buffer.from(bench.model);
+    await runPeer('qemu-img', ['create', '-q', '-f', 'raw', join(bench.dir, 't'), `${SIZE}`]);
+    await bench.qmp.execute('blockdev-add', { driver: 'file', 'node-name': 't', filename: 't' });
+    await bench.qmp.execute('blockdev-backup', {
+      ...{ 'job-id': 'b', device: 'node-D', target: 't', sync: 'full', speed: MIB },
+    });
+    await bench.write();
+    await bench.snapshot('D', 'E');
+    await bench.write();
+    await bench.qmp.execute('block-job-set-speed', { device: 'b', speed: 0 });
+    expect((await bench.during('b')).error).toBeUndefined();
+    expectEqual(await readFile(join(bench.dir, 't')), before);
+    await bench.finish('E');
   });
 });

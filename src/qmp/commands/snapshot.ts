@@ -3,8 +3,9 @@
 import * as qapi from '../../../protocol/qapi/chain.js';
 import type { Infer } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
+import { BlockBackend } from '../../block/backend.js';
 import type { EdgeParent } from '../../block/edge.js';
-import type { BlockGraph } from '../../block/graph.js';
+import { type BlockGraph, UNUSED_PERMISSIONS } from '../../block/graph.js';
 import { BlockNode } from '../../block/node.js';
 import { takingSnapshot } from '../../block/snapshot.js';
 import { openTargetImage } from '../../block/target-image.js';
@@ -52,6 +53,8 @@ export class SnapshotSync {
   readonly #services: SnapshotServices;
   readonly #args: Infer<typeof qapi.BlockdevSnapshotSync>;
   #overlay: BlockNode | undefined;
+  /** Keeps the overlay open until it has users: it may itself be what another snapshot is of. */
+  readonly #holder = new BlockBackend('the making of a snapshot');
 
   constructor(services: SnapshotServices, args: Infer<typeof qapi.BlockdevSnapshotSync>) {
     this.#services = services;
@@ -96,6 +99,7 @@ export class SnapshotSync {
       },
     });
     this.#overlay = image.node;
+    await graph.attach(this.#holder, image.node, UNUSED_PERMISSIONS);
   }
 
   /** `open` has to come before its preparation. */
@@ -117,6 +121,7 @@ export class SnapshotSync {
   async release(): Promise<void> {
     const overlay = this.#overlay;
     const { graph } = this.#services;
+    await graph.detach(this.#holder);
     if (overlay !== undefined) await graph.exclusive(() => graph.closeUnused(overlay));
   }
 }
