@@ -35,6 +35,7 @@ export const BLOCKDEV_SNAPSHOT = defineCommand({
   name: 'blockdev-snapshot',
   doc: 'Puts a node above another, whose users write there from then on.',
   arguments: BlockdevSnapshot,
+  features: ['allow-write-only-overlay'],
 });
 
 export const BLOCK_STREAM = defineCommand({

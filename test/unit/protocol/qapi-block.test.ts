@@ -56,6 +56,7 @@ const OURS_OR_NEWER = [
   'blockdev-reopen.options[](qcow2).discard-no-unref', // QEMU 8.1
   'blockdev-backup.x-perf.min-cluster-size', // QEMU 9.2
   'block-commit.backing-mask-protocol', // QEMU 9.0
+  'block-stream.backing-mask-protocol', // QEMU 9.0
   'blockdev-mirror.bitmap', // ours
   'blockdev-mirror.bitmap-mode', // ours
   'blockdev-mirror.target-is-zero', // QEMU 10.1
