@@ -82,7 +82,8 @@ export class StreamChain {
         const going = new Map([[old, UNUSED_PERMISSIONS]]);
         await this.#graph.updatePermissions([layer, old.node], going);
         const noted = base === undefined ? undefined : backingFileOf(layer, base, backing);
-        await layer.driver.changeBackingFile?.(noted);
+        if (layer.driver.changeBackingFile === undefined) throw notNoted(layer);
+        await layer.driver.changeBackingFile(noted);
       } catch (error) {
         this.#link(old);
         old.taken = before.taken;
@@ -105,4 +106,10 @@ export class StreamChain {
     else this.layer.children.set('backing', edge);
     this.layer.driver.childReplaced?.('backing', edge);
   }
+}
+
+/** Else the image would go on to name what it does not need any more. */
+function notNoted({ name, driver }: BlockNode): BlockError {
+  const text = `The driver '${driver.name}' can't note another backing file`;
+  return new BlockError('DF_NOT_SUPPORTED', text, { node: name });
 }

@@ -389,3 +389,75 @@ describe('chains under jobs and transactions', () => {
     await bench.finish('E');
   });
 });
+
+describe('block-stream of images made by qemu-img', () => {
+  /** base.qcow2 full of data; mid above it, half as long; top above that. */
+  const make = async (scope: Scope) => {
+    const dir = await scope.tempDir();
+    const img = (...args: string[]): Promise<unknown> => runPeer('qemu-img', args, { cwd: dir });
+    const create = ['create', '-q', '-f', 'qcow2'];
+    await img(...create, 'base', `${SIZE}`);
+    await runPeer('qemu-io', ['-c', `write -P 7 0 ${SIZE}`, join(dir, 'base')]);
+    await img(...create, '-b', 'base', '-F', 'qcow2', 'mid', `${SIZE / 2}`);
+    await runPeer('qemu-io', ['-c', 'write -P 8 1M 1M', join(dir, 'mid')]);
+    await img(...create, '-b', 'mid', '-F', 'qcow2', 'top', `${SIZE}`);
+    await runPeer('qemu-io', ['-c', 'write -P 9 0 64k', join(dir, 'top')]);
+    const before = await qemuContent(join(dir, 'top'), join(dir, 'out'));
+    return { dir, before };
+  };
+  const layer = (name: string, more: object): object => ({
+    driver: 'qcow2',
+    'node-name': name,
+    file: { driver: 'file', filename: name },
+    ...more,
+  });
+
+  it('keeps the zeroes after the end of a short layer that goes', async () => {
+    const scope = testScope();
+    const { dir, before } = await make(scope);
+    const daemon = await startDaemon(scope, [], { cwd: dir });
+    const qmp = await daemon.qmp(scope);
+    await qmp.execute('blockdev-add', layer('base', { 'read-only': true }));
+    await qmp.execute('blockdev-add', layer('mid', { 'read-only': true, backing: 'base' }));
+    await qmp.execute('blockdev-add', layer('top', { backing: 'mid' }));
+    await qmp.execute('block-stream', { device: 'top', 'base-node': 'base' });
+    const { data } = await qmp.event('BLOCK_JOB_COMPLETED');
+    expect(data).toMatchObject({ device: 'top', type: 'stream', len: SIZE, offset: SIZE });
+    await daemon.stop();
+    await expectSound(join(dir, 'top'));
+    expectEqual(await qemuContent(join(dir, 'top'), join(dir, 'out')), before);
+  });
+
+  it.each(['report', 'ignore', 'stop'])(
+    'does about errors what on-error says: %s',
+    async (policy) => {
+      const scope = testScope();
+      const { dir, before } = await make(scope);
+      const daemon = await startDaemon(scope, [], { cwd: dir });
+      const qmp = await daemon.qmp(scope);
+      const error = { event: 'none', iotype: 'read', errno: 5, sector: (3 * MIB) / 512 };
+      await qmp.execute('blockdev-add', layer('base', { 'read-only': true }));
+      await qmp.execute('blockdev-add', {
+        ...{ driver: 'blkdebug', 'node-name': 'bad', image: 'base', 'read-only': true },
+        'inject-error': [{ ...error, once: policy === 'stop' }],
+      });
+      await qmp.execute('blockdev-add', layer('mid', { backing: 'bad', 'read-only': true }));
+      await qmp.execute('blockdev-add', layer('top', { backing: 'mid' }));
+      await qmp.execute('block-stream', { 'job-id': 'j', device: 'top', 'on-error': policy });
+      const failed = await qmp.event('BLOCK_JOB_ERROR');
+      expect(failed.data).toEqual({ device: 'j', operation: 'read', action: policy });
+      if (policy === 'stop') {
+        await qmp.event('JOB_STATUS_CHANGE', ({ status }) => status === 'paused');
+        await qmp.execute('job-resume', { id: 'j' });
+      }
+      const { data } = await qmp.event('BLOCK_JOB_COMPLETED');
+      expect(String(data?.error)).toContain(policy === 'stop' ? 'undefined' : 'injected EIO');
+      const chain = await runPeerJson<unknown[]>('qemu-img', [
+        ...['info', '-U', '--backing-chain', '--output=json', join(dir, 'top')],
+      ]);
+      expect(chain.length).toBe(policy === 'stop' ? 1 : 3);
+      await daemon.stop();
+      expectEqual(await qemuContent(join(dir, 'top'), join(dir, 'out')), before);
+    },
+  );
+});
