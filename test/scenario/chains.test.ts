@@ -197,6 +197,36 @@ describe('block-stream', () => {
     await bench.finish('D');
   });
 
+  it('never undoes what a client writes meanwhile, and takes effect when it is finalized', async () => {
+    const bench = await Bench.make(testScope(), { seed: 5 });
+    await bench.chain();
+    const noted = join(bench.dir, 'a.qcow2');
+    await stream(bench, {
+      ...{ device: 'node-D', 'base-node': 'node-A', 'backing-file': noted },
+      ...{ speed: 2 * MIB, 'filter-node-name': 'cor', 'auto-finalize': false },
+    });
+    const pending = bench.qmp.event('BLOCK_JOB_PENDING');
+    for (let round = 0; round < 20; round++) {
+      await bench.write(10);
+      await bench.check();
+    }
+    await bench.qmp.execute('block-job-set-speed', { device: 'job0', speed: 0 });
+    await pending;
+    await bench.write();
+    expect(await bench.images('D')).toEqual(file('D', 'C', 'B', 'A'));
+    await bench.qmp.execute('job-finalize', { id: 'job0' });
+    await bench.qmp.event('BLOCK_JOB_COMPLETED');
+    expect(await bench.images('D')).toEqual(file('D', 'A'));
+    const nodes = await bench.qmp.execute<{ 'node-name': string; backing_file?: string }[]>(
+      'query-named-block-nodes',
+      { flat: true },
+    );
+    const top = nodes.find((node) => node['node-name'] === 'node-D');
+    expect(top).toMatchObject({ backing_file: 'a.qcow2', backing_file_depth: 1 });
+    expect(nodes.some((node) => node['node-name'] === 'cor')).toBe(false);
+    await bench.finish('D');
+  });
+
   it('tells of its life in the order of QEMU', async () => {
     const bench = await Bench.make(testScope());
     await bench.chain();
