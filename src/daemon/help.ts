@@ -22,7 +22,8 @@ for one comma, or JSON that starts with {.
                           null-co, null-aio  [size=BYTES][,read-zeroes=on|off]
                           throttle           file=NODE,throttle-group=ID
                           quorum             children.0=NODE,children.1=NODE...,vote-threshold=N
-                          copy-on-read, preallocate, blkdebug, blkverify, blklogwrites
+                          qcow2, luks, copy-on-read, preallocate, copy-before-write,
+                          snapshot-access, blkdebug, blkverify, blklogwrites
 
   --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT
   --nbd-server addr.type=unix,addr.path=PATH
