@@ -84,6 +84,20 @@ export interface ImageInfoBox {
   readonly type: typeof ImageInfo;
 }
 
+export const SnapshotInfo = struct('SnapshotInfo', {
+  doc: 'A snapshot inside an image.',
+  members: {
+    id: required(str, 'unique in the image'),
+    name: required(str, 'what people call it'),
+    'vm-state-size': required(int, 'bytes of the state of a machine'),
+    'date-sec': required(int, 'when it was made, seconds since 1970 (UTC)'),
+    'date-nsec': required(int, 'the fraction of that second, nanoseconds'),
+    'vm-clock-sec': required(int, 'how long the machine had run, seconds'),
+    'vm-clock-nsec': required(int, 'the fraction of that second, nanoseconds'),
+    icount: optional(int, 'instructions that the machine had executed'),
+  },
+});
+
 export const ImageInfo = struct('ImageInfo', {
   doc: 'An image.',
   members: {
@@ -97,6 +111,7 @@ export const ImageInfo = struct('ImageInfo', {
     'backing-filename': optional(str, 'its backing file, as noted in it'),
     'full-backing-filename': optional(str, 'its backing file, with its whole path'),
     'backing-filename-format': optional(str, 'the format of its backing file'),
+    snapshots: optional(array(SnapshotInfo), 'the snapshots inside it; absent: none'),
     'backing-image': optional(
       lazy<ImageInfoBox>((): AnyType => ImageInfo),
       'its backing image',

@@ -236,6 +236,8 @@ export interface BlockDriver {
   activate?(): MaybePromise<void>;
   /** Persistent bitmaps. Absent: the driver keeps none. */
   readonly bitmapStore?: BitmapStore;
+  /** Snapshots inside the image. Absent: the format has none. */
+  readonly snapshots?: InternalSnapshots;
   /** Driver-specific statistics (BlockStatsSpecific). */
   specificStats?(): Readonly<Record<string, unknown>> | undefined;
   /** Releases everything (descriptors, locks, sockets, timers). Called once, drained. Must not throw. */
@@ -247,6 +249,41 @@ export interface BackingFile {
   readonly filename: string;
   /** Undefined: it is to be guessed when the image is opened. */
   readonly format: string | undefined;
+}
+
+/** A point in time of a disk, kept in its image. @see qapi SnapshotInfo */
+export interface InternalSnapshot {
+  /** Unique in the image. */
+  readonly id: string;
+  readonly name: string;
+  /** State of a machine, bytes; 0: of the disk alone. */
+  readonly vmStateSize: number;
+  /** When it was made, seconds since 1970. */
+  readonly dateSeconds: number;
+  readonly dateNanoseconds: number;
+  /** How long the guest had run. */
+  readonly clockSeconds: number;
+  readonly clockNanoseconds: number;
+  /** Instructions that the guest had executed; absent: not known. */
+  readonly icount?: number;
+}
+
+export type NewInternalSnapshot = Pick<
+  InternalSnapshot,
+  'name' | 'dateSeconds' | 'dateNanoseconds'
+>;
+
+/** What changes them is called while no request is under way, and none is made meanwhile. */
+export interface InternalSnapshots {
+  list(): Promise<InternalSnapshot[]>;
+  create(snapshot: NewInternalSnapshot): Promise<void>;
+  /** @throws BlockError DF_NOT_FOUND unless one has both */
+  delete(snapshot: Pick<InternalSnapshot, 'id' | 'name'>): Promise<void>;
+  /**
+   * The disk becomes what it was, its size too.
+   * @param wanted id or name @throws BlockError DF_NOT_FOUND
+   */
+  apply(wanted: string): Promise<void>;
 }
 
 /** Children that come and go one by one while their parent is in use. */

@@ -6,6 +6,7 @@ import { describeImage } from '../../qmp/commands/describe-node.js';
 import { COMMON, OUTPUT, parseImgArguments, wantsJson, wordsFor } from './arguments.js';
 import { ImageSession } from './session.js';
 import { sizeText } from './sizes.js';
+import { snapshotTable } from './snapshot-table.js';
 
 type Info = Output<typeof ImageInfo>;
 
@@ -59,6 +60,7 @@ function humanText(image: Info): string {
   }
   const backingFormat = image['backing-filename-format'];
   if (backingFormat !== undefined) lines.push(`backing file format: ${backingFormat}`);
+  if (image.snapshots !== undefined) lines.push(...snapshotTable(image.snapshots));
   const specific = (rest as { 'format-specific'?: { data: object } })['format-specific'];
   if (specific !== undefined) {
     lines.push('Format specific information:', ...nested(specific.data, 1));

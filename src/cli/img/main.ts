@@ -9,6 +9,7 @@ import { dd } from './dd.js';
 import { info } from './info.js';
 import { map } from './map.js';
 import { resize } from './resize.js';
+import { snapshot } from './snapshot.js';
 
 export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and output as qemu-img's
 
@@ -23,6 +24,7 @@ export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and o
   bitmap (--add [-g SIZE] | --remove | --clear | --enable | --disable | --merge SOURCE)...
          [-b SOURCEFILE [-F FMT]] [-f FMT] [--image-opts] FILE BITMAP
   resize [-f FMT] [--preallocation MODE] [--shrink] [-q] [--image-opts] FILE [+|-]SIZE
+  snapshot [-l | -c NAME | -a NAME | -d NAME] [-f FMT] [-q] [-U] [--image-opts] FILE
 
 FILE is a path, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or json:{...}; a format
 that is not given is found out by the first bytes. Encrypted disks need a secret:
@@ -38,6 +40,7 @@ const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = 
   info,
   map,
   resize,
+  snapshot,
 };
 
 /** @returns exit status, as qemu-img's. @throws what went wrong; `exitStatus` on it when not 1 */

@@ -7,11 +7,13 @@ import {
   type BlockInfo,
   type ImageInfo,
   ImageInfoSpecific,
+  type SnapshotInfo,
 } from '../../../protocol/qapi/block-nodes-info.js';
 import type { JsonObject, Output } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
+import { BlockError } from '../../base/errors.js';
 import type { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
-import type { FormatInfo } from '../../block/block-driver.js';
+import type { FormatInfo, InternalSnapshot } from '../../block/block-driver.js';
 import type { BlockNode } from '../../block/node.js';
 
 /** Options of one description. */
@@ -64,6 +66,7 @@ export async function describeImage(
   const allocated = await allocatedSize(node);
   const specific = await specificInfo(node);
   const info = await node.driver.formatInfo?.();
+  const snapshots = await snapshotsOf(node);
   const backingFilename = info?.backingFilename ?? backing?.driver.filename;
   return {
     filename: node.driver.filename,
@@ -73,8 +76,33 @@ export async function describeImage(
     ...(node.driver.encrypted === true ? { encrypted: true } : {}),
     ...(backingFilename !== undefined ? { 'backing-filename': backingFilename } : {}),
     ...(info !== undefined ? describeFormat(info) : {}),
+    ...(snapshots.length > 0 ? { snapshots: snapshots.map(describeSnapshot) } : {}),
     ...(specific !== undefined ? { 'format-specific': specific } : {}),
     ...(nested ? { 'backing-image': await describeImage(backing, options) } : {}),
+  };
+}
+
+/** One image whose table is broken must not keep a query from telling of all others. */
+async function snapshotsOf({ driver }: BlockNode): Promise<readonly InternalSnapshot[]> {
+  try {
+    return (await driver.snapshots?.list()) ?? [];
+  } catch (error) {
+    if (error instanceof BlockError && error.code === 'DF_CORRUPT_IMAGE') return [];
+    throw error;
+  }
+}
+
+/** @see qapi SnapshotInfo */
+export function describeSnapshot(snapshot: InternalSnapshot): Output<typeof SnapshotInfo> {
+  return {
+    id: snapshot.id,
+    name: snapshot.name,
+    'vm-state-size': snapshot.vmStateSize,
+    'date-sec': snapshot.dateSeconds,
+    'date-nsec': snapshot.dateNanoseconds,
+    'vm-clock-sec': snapshot.clockSeconds,
+    'vm-clock-nsec': snapshot.clockNanoseconds,
+    ...(snapshot.icount !== undefined ? { icount: snapshot.icount } : {}),
   };
 }
 

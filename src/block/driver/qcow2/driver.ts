@@ -15,6 +15,7 @@ import {
   type DriverOptions,
   type Extent,
   type FormatInfo,
+  type InternalSnapshots,
   type OpenContext,
   type RequestFlags,
   type TruncateOptions,
@@ -24,6 +25,12 @@ import type { NodeOptions } from '../../node-options.js';
 import { changeBackingFile } from './backing-file.js';
 import { bitmapsReplaced, loadBitmaps, persistentBitmaps } from './bitmap-load.js';
 import { checkConstraints, checkNewBitmap, removeStored, saveBitmaps } from './bitmap-save.js';
+import {
+  applySnapshot,
+  createSnapshot,
+  deleteSnapshot,
+  listSnapshots,
+} from './change-snapshots.js';
 import { qcow2Creation } from './create-options.js';
 import { discardGuest } from './discard.js';
 import { formatInfo, specificInfo } from './format-info.js';
@@ -222,6 +229,19 @@ class Qcow2Driver implements BlockDriver {
     const dataFilename = this.#dataFile?.node.driver.filename;
     return { type: 'qcow2', data: specificInfo(this.#image, dataFilename) };
   }
+
+  readonly snapshots: InternalSnapshots = {
+    list: () => listSnapshots(this.#image),
+    create: (snapshot) => createSnapshot(this.#image, snapshot),
+    delete: (snapshot) => deleteSnapshot(this.#image, snapshot),
+    apply: async (wanted) => {
+      // They would not tell of what becomes different now.
+      if (this.#context.bitmaps.bitmaps.size > 0) {
+        throw new BlockError('DF_IN_USE', 'Device has active dirty bitmaps');
+      }
+      await applySnapshot(this.#image, wanted);
+    },
+  };
 
   async inactivate(): Promise<void> {
     await this.#settle();

@@ -7,6 +7,7 @@ import {
   QCOW2_SNAPSHOT,
   QCOW2_SNAPSHOT_EXTRA_MAX,
   QCOW2_SNAPSHOT_TABLE_MAX,
+  type SnapshotEntry,
 } from '../../../../protocol/qcow2/snapshots.js';
 import { BlockError, toError } from '../../../base/errors.js';
 import type { Qcow2Image } from './image.js';
@@ -16,6 +17,8 @@ export interface SnapshotL1 {
   /** Host bytes. */
   readonly offset: number;
   readonly entries: number;
+  /** All that the table says of the snapshot. */
+  readonly entry: SnapshotEntry;
 }
 
 export interface SnapshotTable {
@@ -55,14 +58,12 @@ export async function snapshotTables(image: Qcow2Image): Promise<SnapshotTable> 
   }
 }
 
-function checked(
-  image: Qcow2Image,
-  { l1Offset, l1Entries }: { l1Offset: bigint; l1Entries: number },
-): SnapshotL1 {
+function checked(image: Qcow2Image, entry: SnapshotEntry): SnapshotL1 {
+  const { l1Offset, l1Entries } = entry;
   const offset = Number(l1Offset);
   const aligned = offset % image.geometry.clusterSize === 0;
   if (!aligned || offset > image.file.size || l1Entries * 8 > QCOW2_L1_TABLE_MAX) {
     throw new RangeError(`L1 table with ${l1Entries} entries at ${l1Offset} can not be`);
   }
-  return { offset, entries: l1Entries };
+  return { offset, entries: l1Entries, entry };
 }
