@@ -51,6 +51,8 @@ export function decodeSnapshotTables(
   count: number,
 ): { readonly tables: SnapshotEntry[]; readonly length: number } {
   const tables: SnapshotEntry[] = [];
+  // A copy, also of a Buffer, whose `slice` would keep the whole table in memory.
+  const part = (from: number, to: number): Uint8Array => new Uint8Array(bytes.subarray(from, to));
   let at = 0;
   for (let index = 0; index < count; index++) {
     const { extraLength, idLength, nameLength, ...fixed } = QCOW2_SNAPSHOT.decode(
@@ -64,12 +66,12 @@ export function decodeSnapshotTables(
     const nameAt = idAt + idLength;
     const end = nameAt + nameLength;
     if (end > bytes.byteLength) throw new RangeError(`snapshot ${index} is cut off`);
-    const extra = bytes.slice(extraAt, idAt);
+    const extra = part(extraAt, idAt);
     tables.push({
       ...fixed,
       extra,
-      id: bytes.slice(idAt, nameAt),
-      name: bytes.slice(nameAt, end),
+      id: part(idAt, nameAt),
+      name: part(nameAt, end),
     });
     at = Math.ceil(end / 8) * 8;
   }

@@ -8,7 +8,12 @@ import {
   extensionsLength,
   QCOW2_FEATURE_NAMES,
 } from '../../../../protocol/qcow2/extensions.js';
-import { decodeSnapshotTables, QCOW2_SNAPSHOT } from '../../../../protocol/qcow2/snapshots.js';
+import {
+  decodeSnapshotTables,
+  encodeSnapshotTables,
+  QCOW2_SNAPSHOT,
+  snapshotExtra,
+} from '../../../../protocol/qcow2/snapshots.js';
 
 const bytes = (hex: string): Uint8Array =>
   new Uint8Array(Buffer.from(hex.replaceAll(' ', ''), 'hex'));
@@ -88,13 +93,31 @@ describe('the table of snapshots', () => {
 
   it('tells where the L1 tables are, and its length', () => {
     const table = Buffer.concat([entry(16, 1), entry(24, 5), Buffer.alloc(100)]);
-    expect(decodeSnapshotTables(table, 2)).toEqual({
+    expect(decodeSnapshotTables(table, 2)).toMatchObject({
       tables: [
         { l1Offset: 0x70000n, l1Entries: 3 },
         { l1Offset: 0x70000n, l1Entries: 3 },
       ],
       length: 40 + 24 + 40 + 40,
     });
+  });
+
+  it('is written as it was read, with extra data that is not known', () => {
+    const read = decodeSnapshotTables(Buffer.concat([entry(16, 1), entry(32, 5)]), 2);
+    const [first, second] = read.tables;
+    if (first === undefined || second === undefined) throw new Error('two were written');
+    const extra = Uint8Array.from({ length: 32 }, (_, index) => index + 1);
+    const changed = [
+      { ...first, id: bytes('37'), name: bytes('61') },
+      { ...second, extra, id: bytes('3132333435'), name: bytes('6162636465') },
+    ];
+    const table = encodeSnapshotTables(changed);
+    expect(table.byteLength).toBe(read.length);
+    expect(decodeSnapshotTables(table, 2)).toEqual({ tables: changed, length: read.length });
+    // Entry 1 is 40 bytes, its extra data 16; then the id and the name.
+    expect(Buffer.from(table.subarray(56, 58)).toString()).toBe('7a');
+    expect(snapshotExtra({ ...second, extra }, 'icount')).toBe(0x1112131415161718n);
+    expect(snapshotExtra(first, 'icount')).toBeUndefined();
   });
 
   it('is refused when it is cut off or has absurd extra data', () => {
