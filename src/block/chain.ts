@@ -39,6 +39,14 @@ export function chainDown(top: BlockNode, end?: BlockNode): BlockNode[] {
   return nodes;
 }
 
+/** From `top` down to `base`, both included; undefined when that is not below. */
+export function chainDownTo(top: BlockNode, base: BlockNode): BlockNode[] | undefined {
+  const nodes = chainDown(top, base);
+  const last = nodes.at(-1);
+  const reached = last === undefined ? top === base : chainNext(last) === base;
+  return reached ? [...nodes, base] : undefined;
+}
+
 /** True when `node` is `top`, or lies below it in its chain. */
 export function isInChain(top: BlockNode, node: BlockNode): boolean {
   return chainDown(top).includes(node);
@@ -92,8 +100,9 @@ export function backingFileOf(
   };
 }
 
-/** A relative name in an image starts from the image's folder, not from where the daemon runs. */
+/** A relative name in an image starts from the image's folder: it stays where that is the same. */
 export function nameSeenFrom(image: string, name: string): string {
   if (name === '' || path.isAbsolute(name) || isDescription(name)) return name;
-  return path.dirname(image) === '.' ? name : path.resolve(name);
+  const there = path.resolve(name);
+  return path.resolve(path.dirname(image), name) === there ? name : there;
 }

@@ -3,11 +3,11 @@
  * The part of a chain that a commit shortens: from `top` down to `base`, whose writer the job becomes.
  * What lies between can't be relied on by others meanwhile, nor afterwards.
  */
-
 import { BlockBackend } from '../block/backend.js';
 import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
 import { STATUS_ALLOCATED, STATUS_DATA, STATUS_ZERO } from '../block/block-driver.js';
 import { chainStatus } from '../block/block-status.js';
+import { chainDownTo, chainEdge, skipFilters } from '../block/chain.js';
 import { drained } from '../block/drain.js';
 import type { ChildEdge, EdgeParent } from '../block/edge.js';
 import type { BlockGraph } from '../block/graph.js';
@@ -34,39 +34,6 @@ export interface CommitChainOptions {
   readonly base: BlockNode;
   /** Other nodes that no job may take meanwhile. */
   readonly also?: readonly BlockNode[];
-}
-
-/** The layer, or what a filter filters, below a node. */
-export function belowInChain(node: BlockNode): BlockNode | undefined {
-  return chainEdge(node)?.node;
-}
-
-function chainEdge(node: BlockNode): ChildEdge | undefined {
-  const backing = node.children.get('backing');
-  if (backing !== undefined) return backing;
-  if (node.kind !== 'filter') return undefined;
-  return [...node.children.values()].find(({ role }) => role === 'filtered');
-}
-
-/** From `top` down to `base`, both included; undefined when that is not below. */
-export function chainDownTo(top: BlockNode, base: BlockNode): BlockNode[] | undefined {
-  const nodes: BlockNode[] = [];
-  for (let node: BlockNode | undefined = top; node !== undefined; node = belowInChain(node)) {
-    nodes.push(node);
-    if (node === base) return nodes;
-  }
-  return undefined;
-}
-
-/** The node itself, or what lies below its filters. */
-export function skipFilters(node: BlockNode): BlockNode {
-  let below: BlockNode = node;
-  while (below.kind === 'filter') {
-    const next = belowInChain(below);
-    if (next === undefined) return below;
-    below = next;
-  }
-  return below;
 }
 
 export class CommitChain {

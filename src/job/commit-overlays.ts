@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 /** The images above a layer that goes: what they note as their backing file. */
-import path from 'node:path';
 import { BlockError } from '../base/errors.js';
 import type { BackingFile } from '../block/block-driver.js';
+import { backingFileOf, skipFilters } from '../block/chain.js';
 import type { BlockGraph } from '../block/graph.js';
 import { BlockNode } from '../block/node.js';
 import { setReadOnlyLocked } from '../block/reopen.js';
-import { skipFilters } from './commit-chain.js';
 
 /** What overlays are to note. */
 export interface BackingChange {
@@ -42,27 +41,15 @@ export function checkOverlays(overlays: readonly BlockNode[], change: BackingCha
   }
 }
 
-function noted(overlay: BlockNode, change: BackingChange): BackingFile {
-  const { filename, maskProtocol } = change;
-  const base = skipFilters(change.base);
-  const name = filename ?? ownName(base, overlay);
-  if (name === '') {
-    throw new BlockError(
-      'DF_INVALID',
-      `No file name for node '${base.name}' that an image could note; 'backing-file' can give one`,
-      { node: base.name },
-    );
-  }
-  const masked = maskProtocol && base.kind === 'protocol';
-  return { filename: name, format: masked ? 'raw' : base.driver.name };
-}
-
-/** A relative name is looked up in the overlay's folder: it stays where that is the same. */
-function ownName(base: BlockNode, overlay: BlockNode): string {
-  const name = base.driver.filename;
-  if (name === '' || path.isAbsolute(name) || /^[a-z0-9+]+:/i.test(name)) return name;
-  const folder = path.dirname(overlay.driver.filename);
-  return path.resolve(folder, name) === path.resolve(name) ? name : path.resolve(name);
+function noted(overlay: BlockNode, { base, ...how }: BackingChange): BackingFile {
+  const backing = backingFileOf(overlay, base, how);
+  if (backing.filename !== '') return backing;
+  const { name } = skipFilters(base);
+  throw new BlockError(
+    'DF_INVALID',
+    `No file name for node '${name}' that an image could note; 'backing-file' can give one`,
+    { node: name },
+  );
 }
 
 /**

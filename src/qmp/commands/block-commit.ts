@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT
 /** `block-commit`: which nodes are meant, and which of the two kinds of commit it is. */
-import path from 'node:path';
 import type * as qapi from '../../../protocol/qapi/block-job.js';
 import type { ArgumentsOf } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
+import { chainDown, chainDownTo, findBackingByFilename, skipFilters } from '../../block/chain.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
 import { PERM_WRITE } from '../../block/permissions.js';
 import type { BlockJobOptions } from '../../job/block-job.js';
 import { CommitJob } from '../../job/commit.js';
 import { createActiveCommit } from '../../job/commit-active.js';
-import { belowInChain, chainDownTo, skipFilters } from '../../job/commit-chain.js';
 import { checkOverlays, overlaysOf } from '../../job/commit-overlays.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import { checkUnclaimed } from '../../job/node-claims.js';
@@ -97,7 +96,7 @@ async function findTop(graph: BlockGraph, device: BlockNode, args: Arguments): P
   }
   if (topNode !== undefined) return inChain(graph, device, topNode);
   if (top === undefined || top === device.driver.filename) return device;
-  const found = await findByFilename(device, top);
+  const found = await findBackingByFilename(device, top);
   if (found === undefined) {
     throw new BlockError('DF_INVALID', `Top image file ${top} not found`);
   }
@@ -111,16 +110,12 @@ async function findBase(graph: BlockGraph, top: BlockNode, args: Arguments): Pro
   }
   if (baseNode !== undefined) return inChain(graph, top, baseNode);
   if (base !== undefined) {
-    const found = await findByFilename(top, base);
+    const found = await findBackingByFilename(top, base);
     if (found !== undefined) return found;
     throw new BlockError('DF_INVALID', `Can't find '${base}' in the backing chain`);
   }
-  let deepest = skipFilters(top);
-  for (;;) {
-    const below = belowInChain(deepest);
-    if (below === undefined) return deepest;
-    deepest = skipFilters(below);
-  }
+  const layers = chainDown(skipFilters(top)).map(skipFilters);
+  return layers.at(-1) ?? top;
 }
 
 function inChain(graph: BlockGraph, from: BlockNode, name: string): BlockNode {
@@ -132,22 +127,4 @@ function inChain(graph: BlockGraph, from: BlockNode, name: string): BlockNode {
     throw new BlockError('DF_INVALID', `'${name}' is not in this backing file chain`);
   }
   return node;
-}
-
-/** A backing node of `from` by its file name, or by what the image above it notes. */
-async function findByFilename(from: BlockNode, name: string): Promise<BlockNode | undefined> {
-  for (let node = skipFilters(from); ; ) {
-    const next = belowInChain(node);
-    if (next === undefined) return undefined;
-    const below = skipFilters(next);
-    const info = await node.driver.formatInfo?.();
-    const names = [below.driver.filename, info?.backingFilename, info?.fullBackingFilename];
-    if (names.includes(name)) return below;
-    const folder = path.dirname(node.driver.filename);
-    if (below.driver.filename !== '') {
-      const there = path.resolve(below.driver.filename);
-      if (there === path.resolve(name) || there === path.resolve(folder, name)) return below;
-    }
-    node = below;
-  }
 }
