@@ -1,20 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** Dialogues about block-commit with our daemon and with qemu-storage-daemon: the answers are the same. */
-import { once } from 'node:events';
-import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { startDaemon, waitUntil } from '../support/daemon.js';
-import { spawnTracked } from '../support/peers.js';
+import { sayToBoth, type Talk } from '../support/dialogue.js';
 import { createImage, MIB, qemuIo } from '../support/qcow2.js';
-import { QmpClient } from '../support/qmp-client.js';
-import { type Scope, testScope } from '../support/temp.js';
-
-interface Talk {
-  readonly qmp: QmpClient;
-  /** Where the images `a` (base), `b`, `c` (active) are; `x` is on its own. */
-  readonly dir: string;
-}
+import type { Scope } from '../support/temp.js';
 
 async function chain(scope: Scope): Promise<{ dir: string; args: string[] }> {
   const dir = await scope.tempDir();
@@ -37,37 +27,9 @@ async function chain(scope: Scope): Promise<{ dir: string; args: string[] }> {
   return { dir, args };
 }
 
-async function ours(scope: Scope): Promise<Talk> {
-  const { dir, args } = await chain(scope);
-  const daemon = await startDaemon(scope, args);
-  return { qmp: await daemon.qmp(scope), dir };
-}
-
-async function theirs(scope: Scope): Promise<Talk> {
-  const { dir, args } = await chain(scope);
-  const path = join(dir, 'qmp.sock');
-  const monitor = ['--chardev', `socket,id=m,path=${path},server=on,wait=off`];
-  const pidfile = join(dir, 'pid');
-  const server = spawnTracked('qemu-storage-daemon', [
-    ...[...args, ...monitor, '--monitor', 'chardev=m', '--pidfile', pidfile],
-  ]);
-  const ended = once(server, 'close');
-  scope.defer(async () => {
-    server.kill('SIGKILL');
-    await ended;
-  });
-  await waitUntil(() => existsSync(pidfile), { what: () => 'qemu-storage-daemon to start' });
-  const qmp = await QmpClient.connect(path);
-  scope.defer(() => qmp.close());
-  return { qmp, dir };
-}
-
 /** Says the same to both; what the dialogue returns has to be equal. */
-async function both(dialogue: (talk: Talk) => Promise<unknown>): Promise<unknown> {
-  const mine = await dialogue(await ours(testScope()));
-  const other = await dialogue(await theirs(testScope()));
-  expect(mine).toEqual(other);
-  return mine;
+function both(dialogue: (talk: Talk) => Promise<unknown>): Promise<unknown> {
+  return sayToBoth(chain, dialogue);
 }
 
 describe('block-commit', () => {

@@ -1,21 +1,12 @@
 // SPDX-License-Identifier: MIT
 /** One dialogue about quorum nodes with our daemon and with qemu-storage-daemon: the answers are the same. */
-import { once } from 'node:events';
-import { existsSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
-import { startDaemon, waitUntil } from '../support/daemon.js';
+import { sayToBoth, type Talk } from '../support/dialogue.js';
 import { MIB, makeImage } from '../support/images.js';
-import { runPeer, spawnTracked, tryPeer } from '../support/peers.js';
-import { QmpClient } from '../support/qmp-client.js';
-import { type Scope, testScope } from '../support/temp.js';
-
-interface Talk {
-  readonly qmp: QmpClient;
-  /** Where the images `a`, `b`, `c`, `d` of 1 MiB and `big` of 2 MiB are; each is a node as well. */
-  readonly dir: string;
-}
+import { runPeer, tryPeer } from '../support/peers.js';
+import type { Scope } from '../support/temp.js';
 
 async function images(scope: Scope): Promise<{ dir: string; args: string[] }> {
   const dir = await scope.tempDir();
@@ -29,36 +20,9 @@ async function images(scope: Scope): Promise<{ dir: string; args: string[] }> {
   return { dir, args };
 }
 
-async function ours(scope: Scope): Promise<Talk> {
-  const { dir, args } = await images(scope);
-  const daemon = await startDaemon(scope, args);
-  return { qmp: await daemon.qmp(scope), dir };
-}
-
-async function theirs(scope: Scope): Promise<Talk> {
-  const { dir, args } = await images(scope);
-  const path = join(dir, 'qmp.sock');
-  const monitor = ['--chardev', `socket,id=m,path=${path},server=on,wait=off`];
-  const pidfile = join(dir, 'pid');
-  const server = spawnTracked('qemu-storage-daemon', [
-    ...[...args, ...monitor, '--monitor', 'chardev=m', '--pidfile', pidfile],
-  ]);
-  const ended = once(server, 'close');
-  scope.defer(async () => {
-    server.kill('SIGKILL');
-    await ended;
-  });
-  await waitUntil(() => existsSync(pidfile), { what: () => 'qemu-storage-daemon to start' });
-  const qmp = await QmpClient.connect(path);
-  scope.defer(() => qmp.close());
-  return { qmp, dir };
-}
-
 /** Says the same to both; what the dialogue returns has to be equal. */
-async function both(dialogue: (talk: Talk) => Promise<unknown>): Promise<void> {
-  const mine = await dialogue(await ours(testScope()));
-  const other = await dialogue(await theirs(testScope()));
-  expect(mine).toEqual(other);
+function both(dialogue: (talk: Talk) => Promise<unknown>): Promise<unknown> {
+  return sayToBoth(images, dialogue);
 }
 
 const quorum = (children: unknown[], threshold: number, more = {}) => ({
