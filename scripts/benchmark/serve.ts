@@ -14,6 +14,7 @@ import {
   type Setup,
   syncFile,
 } from './measure.js';
+import { holdInPageCache } from './page-cache.js';
 import { type CellResult, renderReport } from './report.js';
 import { SERVERS, type ServerKind, TRANSPORTS, versionOf } from './servers.js';
 
@@ -86,12 +87,17 @@ export async function benchServe(options: ServeOptions): Promise<void> {
     );
     const setup = { dir, image: join(dir, 'warm.raw'), seconds: options.secondsPerCell };
     await makeImage(setup.image);
+    const held = await holdInPageCache(setup.image);
+    if (held.refused !== undefined) {
+      say(`the image may leave the page cache, it can't be locked there: ${held.refused}`);
+    }
     for (let round = 1; round <= options.rounds; round += 1) {
       say(`round ${round} of ${options.rounds}`);
       await runCells(collected, servers, setup);
       if (wanted(GREETING_CELL)) await runGreetings(collected, servers, setup);
       if (wanted(FAIRNESS_CELL)) await runFairness(collected, servers, setup);
     }
+    await held.release();
     const report = renderReport({
       ...collected,
       servers: versions,

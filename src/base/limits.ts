@@ -65,7 +65,11 @@ export const FILE_LENT_CHECK_MS = 1;
 export const FILE_LENT_CHECKS_MAX = 1000;
 /** Longest write that goes into the page cache on the event loop, bytes. */
 export const FILE_WRITE_NOW_MAX = 1 * MIB;
-/** Calls that go to the thread pool at once after one that would have waited, or did: a few dozen. */
+/**
+ * Calls that go to the thread pool at once after one that would have waited, or did: at first, and
+ * at most where that happens again and again.
+ */
+export const FILE_POOL_RUN_FIRST = 2;
 export const FILE_POOL_RUN = 32;
 /** A write that held up the event loop for longer, milliseconds, sends those after it to the pool. */
 export const FILE_WRITE_SLOW_MS = 2;
@@ -194,8 +198,10 @@ export const NBD_POLL_WINDOW_MS = 0.15;
 export const NBD_POLL_STEADY_MS = 0.2;
 /** Steady requests in a row before the loop is kept awake. */
 export const NBD_POLL_AFTER = 8;
-/** The same after staying awake was in vain again and again. */
-export const NBD_POLL_BACKOFF_MAX = 1024;
+/** The same after staying awake was in vain again and again: that costs 3 µs a request at most. */
+export const NBD_POLL_BACKOFF_MAX = 64;
+/** Requests served while awake that are worth one wait in vain. */
+export const NBD_POLL_PAID = 16;
 
 /** Reply bytes that the kernel holds for a client on a UNIX socket, whose default is 208 KiB. */
 export const NBD_UNIX_SEND_BUFFER = 1 * MIB;

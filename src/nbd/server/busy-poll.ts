@@ -2,11 +2,12 @@
 /**
  * Keeps the event loop awake for some tens of microseconds where requests come one at a time and
  * steadily: waking a sleeping process costs more than serving the request. It gives up as soon as
- * it does not pay, tries again less and less often then, and never runs when nothing comes.
+ * it does not pay, tries again less often then, and never runs when nothing comes.
  */
 import {
   NBD_POLL_AFTER,
   NBD_POLL_BACKOFF_MAX,
+  NBD_POLL_PAID,
   NBD_POLL_STEADY_MS,
   NBD_POLL_WINDOW_MS,
 } from '../../base/limits.js';
@@ -18,6 +19,8 @@ export class BusyPoll {
   #steady = 0;
   /** How many it takes: doubled each time that staying awake was in vain. */
   #needed = NBD_POLL_AFTER;
+  /** Requests that came since the loop is kept awake. */
+  #served = 0;
   #last = 0;
   #polling = false;
   #stopped = false;
@@ -48,10 +51,10 @@ export class BusyPoll {
     }
     this.#steady++;
     if (this.#polling) {
-      // It pays: the next time it may begin sooner.
-      if (this.#steady > 2 * this.#needed) this.#needed = NBD_POLL_AFTER;
+      this.#served++;
     } else if (this.#steady >= this.#needed && !this.#stopped) {
       this.#polling = true;
+      this.#served = 0;
       setImmediate(this.#spin);
     }
   }
@@ -64,7 +67,9 @@ export class BusyPoll {
     if (this.#stopped || this.#nowMs() - this.#last > this.#windowMs) {
       this.#polling = false;
       this.#steady = 0;
-      this.#needed = Math.min(2 * this.#needed, NBD_POLL_BACKOFF_MAX);
+      // One wait in vain is paid for by what was served before it; a busy machine has such moments.
+      const paid = this.#served >= NBD_POLL_PAID;
+      this.#needed = paid ? NBD_POLL_AFTER : Math.min(2 * this.#needed, NBD_POLL_BACKOFF_MAX);
       return;
     }
     setImmediate(this.#spin);

@@ -2,7 +2,7 @@
 import { mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { FILE_POOL_RUN, FILE_READ_NOW_MAX } from '../../../src/base/limits.js';
+import { FILE_POOL_RUN, FILE_POOL_RUN_FIRST, FILE_READ_NOW_MAX } from '../../../src/base/limits.js';
 import { AdaptiveGate } from '../../../src/sys/adaptive-gate.js';
 import { allocateAligned } from '../../../src/sys/direct-io.js';
 import { DiskFile } from '../../../src/sys/file.js';
@@ -139,21 +139,44 @@ describe('FileHoles', () => {
 });
 
 describe('AdaptiveGate', () => {
-  it('sends the next few dozen calls to the pool after one that was slow, then tries again', () => {
-    let nowMs = 0;
+  let nowMs = 0;
+  const call = (gate: AdaptiveGate, tookMs: number): boolean => {
+    if (!gate.mayRunNow()) return false;
+    const started = gate.start();
+    nowMs += tookMs;
+    gate.end(started);
+    return true;
+  };
+  /** How many calls go to the pool until one is tried on the loop again. */
+  const poolRun = (gate: AdaptiveGate, thenTookMs: number): number => {
+    let run = 0;
+    while (!call(gate, thenTookMs)) run++;
+    return run;
+  };
+
+  it('sends the next few calls to the pool after one that was slow, then tries again', () => {
     const gate = new AdaptiveGate(2, () => nowMs);
-    const call = (tookMs: number): boolean => {
-      if (!gate.mayRunNow()) return false;
-      const started = gate.start();
-      nowMs += tookMs;
-      gate.end(started);
-      return true;
-    };
-    expect(call(1.9)).toBe(true);
-    expect(call(2.1)).toBe(true);
-    for (let index = 0; index < FILE_POOL_RUN; index++) expect(call(0)).toBe(false);
-    expect(call(0)).toBe(true);
-    expect(call(0)).toBe(true);
+    expect(call(gate, 1.9)).toBe(true);
+    expect(call(gate, 2.1)).toBe(true);
+    expect(poolRun(gate, 0)).toBe(FILE_POOL_RUN_FIRST);
+    expect(call(gate, 0)).toBe(true);
+  });
+
+  it('sends twice as many each time that the try was in vain, up to a few dozen', () => {
+    const gate = new AdaptiveGate(2, () => nowMs);
+    call(gate, 3);
+    const runs = Array.from({ length: 7 }, () => poolRun(gate, 3));
+    expect(runs).toEqual([2, 4, 8, 16, 32, FILE_POOL_RUN, FILE_POOL_RUN]);
+  });
+
+  it('begins with few again when many calls in a row were quick', () => {
+    const gate = new AdaptiveGate(2, () => nowMs);
+    call(gate, 3);
+    for (let index = 0; index < 6; index++) poolRun(gate, 3);
+    expect(poolRun(gate, 0)).toBe(FILE_POOL_RUN);
+    for (let index = 0; index < 100; index++) expect(call(gate, 0)).toBe(true);
+    call(gate, 3);
+    expect(poolRun(gate, 0)).toBe(FILE_POOL_RUN_FIRST);
   });
 });
 

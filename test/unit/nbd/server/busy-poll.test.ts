@@ -3,6 +3,7 @@ import { setImmediate as turn } from 'node:timers/promises';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import {
   NBD_POLL_AFTER,
+  NBD_POLL_PAID,
   NBD_POLL_STEADY_MS,
   NBD_POLL_WINDOW_MS,
 } from '../../../../src/base/limits.js';
@@ -48,6 +49,18 @@ describe('BusyPoll', () => {
     touch(NBD_POLL_AFTER + 1);
     expect(poll.polling).toBe(false);
     touch(NBD_POLL_AFTER);
+    expect(poll.polling).toBe(true);
+  });
+
+  it('begins again as soon as before when it had served enough', async () => {
+    const { time, poll, touch } = setUp();
+    touch(NBD_POLL_AFTER + 1 + NBD_POLL_PAID);
+    expect(poll.polling).toBe(true);
+    time.ms += NBD_POLL_WINDOW_MS + 1;
+    await turn();
+    await turn();
+    expect(poll.polling).toBe(false);
+    touch(NBD_POLL_AFTER + 1);
     expect(poll.polling).toBe(true);
   });
 
