@@ -203,7 +203,7 @@ export const NBD_POLL_BACKOFF_MAX = 64;
 /** Requests served while awake that are worth one wait in vain. */
 export const NBD_POLL_PAID = 16;
 
-/** Reply bytes that the kernel holds for a client on a UNIX socket, whose default is 208 KiB. */
+/** Bytes that the kernel holds for the peer on a UNIX socket, whose default is 208 KiB. */
 export const NBD_UNIX_SEND_BUFFER = 1 * MIB;
 
 /** Bytes that are encrypted in one go: what stays in the cache between the steps. */

@@ -3,11 +3,12 @@
 
 import { NbdUriError, parseNbdTarget } from '../../../protocol/nbd/uri.js';
 import { BlockError } from '../../base/errors.js';
-import { MIB } from '../../base/limits.js';
+import { MIB, NBD_UNIX_SEND_BUFFER } from '../../base/limits.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import { type NbdAddress, nbdFilename } from '../../nbd/client/address.js';
 import { NbdClient } from '../../nbd/client/client.js';
 import type { NbdExtent } from '../../nbd/client/request.js';
+import { setSendBuffer } from '../../sys/socket-buffer.js';
 import {
   type BlockDriver,
   type BlockLimits,
@@ -216,6 +217,7 @@ async function openNbd(given: DriverOptions, context: OpenContext): Promise<Bloc
     openTimeoutSeconds: options['open-timeout'] ?? 0,
     ...(connections === undefined ? {} : { connections }),
     signal: context.signal,
+    tuneUnixSocket: (fd) => setSendBuffer(fd, NBD_UNIX_SEND_BUFFER),
   });
   try {
     const readOnly = checkAccess(client, context);

@@ -51,6 +51,11 @@ export interface NbdClientOptions {
   readonly stallTimeoutMs?: number;
   /** Gives up `connect`. */
   readonly signal?: AbortSignal;
+  /**
+   * Called for each new connection to a UNIX socket, whose send buffer does not grow by itself: a
+   * request that does not fit costs a wake-up for each part.
+   */
+  readonly tuneUnixSocket?: (fd: number) => void;
   /** Told of losses and returns of the server. */
   readonly onEvent?: (event: NbdClientEvent) => void;
 }
@@ -118,6 +123,7 @@ export class NbdClient {
             ? (options.openTimeoutSeconds ?? 0) * 1000
             : 0,
           stallTimeoutMs: options.stallTimeoutMs ?? NBD_STALL_TIMEOUT_MS,
+          tuneUnixSocket: options.tuneUnixSocket,
           onEvent: options.onEvent ?? (() => {}),
         },
         options.signal ?? new AbortController().signal,

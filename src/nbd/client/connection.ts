@@ -18,6 +18,8 @@ export interface ConnectOptions {
   /** For connecting and the whole option phase. */
   readonly timeoutMs: number;
   readonly signal: AbortSignal;
+  /** See NbdClientOptions. */
+  readonly tuneUnixSocket?: ((fd: number) => void) | undefined;
 }
 
 export interface ConnectionEvents {
@@ -56,13 +58,14 @@ export function deadline(
  * @throws BlockError; the transport is closed then
  */
 export async function openOptionPhase<T>(
-  options: Pick<ConnectOptions, 'address' | 'timeoutMs' | 'signal'>,
+  options: Pick<ConnectOptions, 'address' | 'timeoutMs' | 'signal' | 'tuneUnixSocket'>,
   talk: (stream: OptionStream) => Promise<T>,
 ): Promise<{ transport: Transport; result: T }> {
   const limit = deadline(options.timeoutMs, options.signal);
   let transport: Transport | undefined;
   try {
-    transport = await openTransport({ address: options.address, signal: limit.signal });
+    const { address, tuneUnixSocket } = options;
+    transport = await openTransport({ address, tuneUnixSocket, signal: limit.signal });
     const stream = new OptionStream(transport);
     const give = (): void => stream.fail(toBlockError(limit.signal.reason));
     if (limit.signal.aborted) give();

@@ -32,6 +32,8 @@ export interface OpenTransportOptions {
   readonly address: NbdAddress;
   /** Aborts the attempt. */
   readonly signal: AbortSignal;
+  /** See NbdClientOptions. */
+  readonly tuneUnixSocket?: ((fd: number) => void) | undefined;
 }
 
 /**
@@ -42,7 +44,7 @@ export function openTransport(options: OpenTransportOptions): Promise<Transport>
   if (options.signal.aborted) return Promise.reject(abortReason(options.signal));
   const { address } = options;
   if (address.type === 'websocket') return openWebSocket(address.url, options.signal);
-  return openSocket(address, options.signal);
+  return openSocket(address, options);
 }
 
 /** Copies bytes that arrived in somebody else's buffer into the sink's. */
@@ -129,6 +131,12 @@ class SocketTransport implements Transport {
     if (socket.destroyed) throw connectError(this.#failure, address);
   }
 
+  /** What the system calls the socket, where Node tells it. */
+  get fd(): number | undefined {
+    const handle = (this.#socket as unknown as { _handle?: { fd?: unknown } | null })._handle;
+    return typeof handle?.fd === 'number' && handle.fd >= 0 ? handle.fd : undefined;
+  }
+
   write(pieces: readonly Uint8Array[], done: () => void): void {
     const socket = this.#socket;
     const last = pieces.length - 1;
@@ -210,7 +218,10 @@ function makeSocket(
   return socket;
 }
 
-async function openSocket(address: SocketAddress, signal: AbortSignal): Promise<Transport> {
+async function openSocket(
+  address: SocketAddress,
+  { signal, tuneUnixSocket }: OpenTransportOptions,
+): Promise<Transport> {
   let transport: SocketTransport;
   try {
     transport = new SocketTransport(address);
@@ -218,5 +229,6 @@ async function openSocket(address: SocketAddress, signal: AbortSignal): Promise<
     throw connectError(error, address);
   }
   await transport.connected(address, signal);
+  if (address.type === 'unix' && transport.fd !== undefined) tuneUnixSocket?.(transport.fd);
   return transport;
 }

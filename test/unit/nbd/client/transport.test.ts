@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** The client over each kind of stream; what the server says is relayed to the fake peer. */
 import { once } from 'node:events';
+import { readlinkSync } from 'node:fs';
 import { type AddressInfo, connect, createServer } from 'node:net';
 import koffi from 'koffi';
 import { expect, test } from 'vitest';
@@ -33,6 +34,18 @@ test.each(['127.0.0.1', '::1', 'localhost'])('over TCP to %s', async (host) => {
   scope.defer(() => server.close());
   const { port } = server.address() as AddressInfo;
   await exercise(scope, peer, await NbdClient.connect({ address: { type: 'inet', host, port } }));
+});
+
+test('tells the descriptor of each UNIX socket, before it is used', async () => {
+  const scope = testScope();
+  const peer = await FakeNbdPeer.start(scope);
+  const told: string[] = [];
+  const client = await NbdClient.connect({
+    address: { type: 'unix', path: peer.path },
+    tuneUnixSocket: (fd) => told.push(readlinkSync(`/proc/self/fd/${fd}`)),
+  });
+  expect(told).toEqual([expect.stringMatching(/^socket:/)]);
+  await exercise(scope, peer, client);
 });
 
 async function webSocketServer(scope: Scope, peer: FakeNbdPeer): Promise<string> {
