@@ -2,11 +2,13 @@
 /** Entry of scripts/bench: reads the command line and runs the benchmark that it names. */
 import { parseArgs } from 'node:util';
 import { MIB } from './benchmark/cells.js';
+import { benchImages } from './benchmark/images/images.js';
 import { benchJobs } from './benchmark/jobs/jobs.js';
 import { benchServe } from './benchmark/serve.js';
 
 const USAGE = `usage: scripts/bench serve [options]
        scripts/bench jobs [options]
+       scripts/bench images [options]
 
 serve: the load of clients on servers
   --rounds N       rounds over all cells and servers (3)
@@ -24,11 +26,24 @@ jobs: mirror and backup by diskferryd and by qemu-storage-daemon, each copy veri
   --only TEXT      only cells whose name contains TEXT, such as "backup" or "20 ms"
   --dir, --out     as above
   --readme FILE    also put the summary into FILE, between its bench:jobs markers
+
+images: qcow2 images under load, conversions, and opening a huge image
+  --rounds N       rounds over all cells and programs (3)
+  --seconds S      length of one cell (1)
+  --size N         size of the images, MiB (256)
+  --quick          one round of 32 MiB, a quarter of a second a cell
+  --only TEXT      only cells whose name contains TEXT, such as "full 4k", "chain3" or "convert"
+  --dir, --out     as above
+  --readme FILE    also put the summary into FILE, between its bench:images markers
 `;
 const ROUNDS_DEFAULT = 3;
 const SECONDS_DEFAULT = 2;
 const JOBS_MIB_DEFAULT = 512;
 const JOBS_MIB_QUICK = 32;
+const IMAGES_MIB_DEFAULT = 256;
+const IMAGES_MIB_QUICK = 32;
+const IMAGES_SECONDS_DEFAULT = 1;
+const IMAGES_SECONDS_QUICK = 0.25;
 
 function positive(text: string, name: string): number {
   const value = Number(text);
@@ -71,32 +86,50 @@ function refuse(values: Values, names: readonly (keyof Values)[], benchmark: str
   if (given !== undefined) throw new Error(`scripts/bench ${benchmark} has no option --${given}`);
 }
 
+function serve(values: Values): Promise<void> {
+  refuse(values, ['size', 'readme'], 'serve');
+  const seconds = values.quick ? 1 : SECONDS_DEFAULT;
+  return benchServe({
+    ...common(values),
+    secondsPerCell: positive(values.seconds ?? `${seconds}`, 'seconds'),
+    servers: (values.servers ?? '').split(',').filter((name) => name !== ''),
+  });
+}
+
+/** @param mebibytes when the command line says nothing */
+function sized(values: Values, mebibytes: number) {
+  const size = Math.ceil(positive(values.size ?? `${mebibytes}`, 'size')) * MIB;
+  return { ...common(values), size, readme: values.readme };
+}
+
+function jobs(values: Values): Promise<void> {
+  refuse(values, ['seconds', 'servers'], 'jobs');
+  const mebibytes = values.quick ? JOBS_MIB_QUICK : JOBS_MIB_DEFAULT;
+  return benchJobs({ ...sized(values, mebibytes), quick: values.quick });
+}
+
+function images(values: Values): Promise<void> {
+  refuse(values, ['servers'], 'images');
+  const seconds = values.quick ? IMAGES_SECONDS_QUICK : IMAGES_SECONDS_DEFAULT;
+  return benchImages({
+    ...sized(values, values.quick ? IMAGES_MIB_QUICK : IMAGES_MIB_DEFAULT),
+    secondsPerCell: positive(values.seconds ?? `${seconds}`, 'seconds'),
+  });
+}
+
+const BENCHMARKS: Readonly<Record<string, (values: Values) => Promise<void>>> = {
+  serve,
+  jobs,
+  images,
+};
+
 async function main(): Promise<void> {
   const { values, positionals } = readCommandLine();
-  const [benchmark, ...more] = positionals;
-  if (!values.help && more.length === 0 && benchmark === 'serve') {
-    refuse(values, ['size', 'readme'], benchmark);
-    await benchServe({
-      ...common(values),
-      secondsPerCell: positive(
-        values.seconds ?? `${values.quick ? 1 : SECONDS_DEFAULT}`,
-        'seconds',
-      ),
-      servers: (values.servers ?? '').split(',').filter((name) => name !== ''),
-    });
-  } else if (!values.help && more.length === 0 && benchmark === 'jobs') {
-    refuse(values, ['seconds', 'servers'], benchmark);
-    const mebibytes = values.quick ? JOBS_MIB_QUICK : JOBS_MIB_DEFAULT;
-    await benchJobs({
-      ...common(values),
-      size: Math.ceil(positive(values.size ?? `${mebibytes}`, 'size')) * MIB,
-      quick: values.quick,
-      readme: values.readme,
-    });
-  } else {
-    process.stderr.write(USAGE);
-    process.exitCode = values.help ? 0 : 1;
-  }
+  const [name = '', ...more] = positionals;
+  const benchmark = Object.hasOwn(BENCHMARKS, name) ? BENCHMARKS[name] : undefined;
+  if (benchmark !== undefined && !values.help && more.length === 0) return benchmark(values);
+  process.stderr.write(USAGE);
+  process.exitCode = values.help ? 0 : 1;
 }
 
 try {

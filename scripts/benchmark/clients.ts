@@ -39,9 +39,11 @@ type FioReport = {
 /** Loads a server with fio's own NBD client. @throws Error when a request failed */
 export async function runFio(uri: string, work: FioWork, options: FioOptions): Promise<FioResult> {
   const report = join(options.dir, 'fio.json');
-  const duration = work.once
-    ? []
-    : ['--time_based', `--runtime=${Math.round(options.seconds * 1000)}ms`];
+  const duration =
+    work.once || work.ioSize !== undefined
+      ? []
+      : ['--time_based', `--runtime=${Math.round(options.seconds * 1000)}ms`];
+  const limit = work.ioSize === undefined ? [] : [`--io_size=${work.ioSize}`];
   const flush = work.flushEvery === undefined ? [] : [`--fsync=${work.flushEvery}`];
   await run('fio', [
     '--name=cell',
@@ -57,6 +59,7 @@ export async function runFio(uri: string, work: FioWork, options: FioOptions): P
     '--group_reporting',
     '--norandommap',
     ...duration,
+    ...limit,
     ...flush,
     '--output-format=json',
     `--output=${report}`,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Starting, measuring and ending the programs that a benchmark needs. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /** Debian keeps some peers in sbin, and nbdsh needs Debian's own python, so these come first. */
@@ -74,6 +74,18 @@ export function cpuSeconds(pid: number): number {
   // The name in parentheses may hold anything, so fields are counted after its end.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
+}
+
+/** CPU time of programs that have been run to their end, all together, in seconds. */
+export function cpuSecondsOfEnded(): number {
+  const stat = readFileSync('/proc/self/stat', 'utf8');
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return (Number(fields[13]) + Number(fields[14])) / TICKS_PER_SECOND;
+}
+
+/** From now on `peakMemory` tells of what comes; it is the memory in use at first. */
+export function forgetPeakMemory(pid: number): void {
+  writeFileSync(`/proc/${pid}/clear_refs`, '5');
 }
 
 /** Highest resident memory of a process so far, in bytes. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** The servers that are compared, each started in the same way: one raw image, one export. */
+/** The servers that are compared, each started in the same way: the same images, one export for each. */
 import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
@@ -22,8 +22,11 @@ interface Image {
   /** Name of the export. */
   readonly name: string;
   readonly path: string;
+  readonly format: ImageFormat;
 }
-interface Command {
+/** A `qcow2` image brings its backing files along. */
+export type ImageFormat = 'raw' | 'qcow2';
+export interface Command {
   readonly program: string;
   readonly args: string[];
 }
@@ -35,6 +38,12 @@ export interface ServerKind {
   readonly version: Command;
   /** One process serves several exports. */
   readonly severalExports: boolean;
+}
+
+/** A server that takes the options of a storage daemon. */
+export interface StorageDaemonKind extends ServerKind {
+  /** Starts it with these options and no others. */
+  invoke(args: readonly string[]): Command;
 }
 
 export interface RunningServer {
@@ -54,10 +63,12 @@ function storageDaemonArgs(images: readonly Image[], endpoint: Endpoint): string
     'path' in endpoint
       ? `addr.type=unix,addr.path=${endpoint.path}`
       : `addr.type=inet,addr.host=${endpoint.host},addr.port=${endpoint.port}`;
-  const nodes = images.flatMap(({ name, path }) => [
-    '--blockdev',
-    `driver=file,node-name=${name},filename=${path},discard=unmap`,
-  ]);
+  const nodes = images.flatMap(({ name, path, format }) => {
+    const file = `driver=file,filename=${path},discard=unmap`;
+    if (format === 'raw') return ['--blockdev', `${file},node-name=${name}`];
+    const above = `driver=qcow2,node-name=${name},file=${name}-file,discard=unmap`;
+    return ['--blockdev', `${file},node-name=${name}-file`, '--blockdev', above];
+  });
   const exports = images.flatMap(({ name }) => [
     '--export',
     `type=nbd,id=export-${name},node-name=${name},name=${name},writable=on`,
@@ -67,28 +78,33 @@ function storageDaemonArgs(images: readonly Image[], endpoint: Endpoint): string
 
 const LAUNCHER = fileURLToPath(new URL('../../src/daemon/launch.cjs', import.meta.url));
 
+function storageDaemon(
+  name: string,
+  invoke: (args: readonly string[]) => Command,
+): StorageDaemonKind {
+  return {
+    name,
+    invoke,
+    command: (images, endpoint) => invoke(storageDaemonArgs(images, endpoint)),
+    version: invoke(['--version']),
+    severalExports: true,
+  };
+}
+
+/** Both daemons that know nodes, jobs and monitors. */
+export const STORAGE_DAEMONS: readonly StorageDaemonKind[] = [
+  storageDaemon('diskferryd', (args) => ({
+    program: process.execPath,
+    args: [LAUNCHER, ...args],
+  })),
+  storageDaemon('qemu-storage-daemon', (args) => ({
+    program: 'qemu-storage-daemon',
+    args: [...args],
+  })),
+];
+
 export const SERVERS: readonly ServerKind[] = [
-  {
-    name: 'diskferryd',
-    command(images, endpoint) {
-      if (!existsSync(LAUNCHER)) throw new Error(`${LAUNCHER} is missing: run "npm run build"`);
-      return {
-        program: process.execPath,
-        args: [LAUNCHER, ...storageDaemonArgs(images, endpoint)],
-      };
-    },
-    version: { program: process.execPath, args: [LAUNCHER, '--version'] },
-    severalExports: true,
-  },
-  {
-    name: 'qemu-storage-daemon',
-    command: (images, endpoint) => ({
-      program: 'qemu-storage-daemon',
-      args: storageDaemonArgs(images, endpoint),
-    }),
-    version: { program: 'qemu-storage-daemon', args: ['--version'] },
-    severalExports: true,
-  },
+  ...STORAGE_DAEMONS,
   {
     name: 'qemu-nbd',
     command([image], endpoint) {
@@ -96,7 +112,8 @@ export const SERVERS: readonly ServerKind[] = [
         'path' in endpoint
           ? ['-k', endpoint.path]
           : ['-b', endpoint.host, '-p', `${endpoint.port}`];
-      const options = ['-f', 'raw', '-t', '-e', '32', '--discard=unmap', '-x', EXPORT_NAME];
+      const format = image?.format ?? 'raw';
+      const options = ['-f', format, '-t', '-e', '32', '--discard=unmap', '-x', EXPORT_NAME];
       return { program: 'qemu-nbd', args: [...options, ...listen, image?.path ?? ''] };
     },
     version: { program: 'qemu-nbd', args: ['--version'] },
@@ -161,11 +178,15 @@ export async function startServer(
     readonly images: readonly string[];
     readonly transport: Transport;
     readonly dir: string;
+    /** Of all images; raw by default. */
+    readonly format?: ImageFormat;
   },
 ): Promise<RunningServer> {
+  if (!existsSync(LAUNCHER)) throw new Error(`${LAUNCHER} is missing: run "npm run build"`);
   const images = options.images.map((path) => ({
     name: options.images.length === 1 ? EXPORT_NAME : basename(path),
     path,
+    format: options.format ?? 'raw',
   }));
   const path = join(options.dir, 'nbd.sock');
   await rm(path, { force: true }); // what a server that was killed left behind

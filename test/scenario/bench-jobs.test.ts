@@ -152,6 +152,15 @@ describe('scripts/bench jobs', () => {
     }
   }, 90_000);
 
+  it('streams, commits and copies chains of qcow2, on both daemons', async () => {
+    const report = await bench(testScope(), ...SMALL, '--only', 'chain');
+    for (const job of ['stream', 'commit', 'active commit', 'mirror', 'backup to qcow2']) {
+      for (const seconds of row(report, `chain ${job}`).slice(0, 2))
+        expect(seconds).toMatch(SECONDS);
+    }
+    expect(report).not.toContain('failed:');
+  }, 90_000);
+
   it('refuses options of the other benchmark', async () => {
     const { code, stderr } = await tryPeer(process.execPath, [BENCH, 'jobs', '--seconds', '1']);
     expect(code).toBe(1);

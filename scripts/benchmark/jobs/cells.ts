@@ -21,7 +21,8 @@ const FAST_WRITER: WriterLoad = { ...WRITER, bytesPerSecond: 2 * NARROW_LINK, de
 
 export type JobKind = 'mirror' | 'backup' | 'incremental';
 export type SourceKind = 'random' | 'sparse';
-export type LinkKind = 'loopback' | 'delay';
+/** `none`: from file to file. */
+export type LinkKind = 'loopback' | 'delay' | 'none';
 
 export interface JobCell {
   readonly name: string;
@@ -46,6 +47,7 @@ export const TARGET_NAMES = ['qemu-storage-daemon', 'nbdkit memory', 'diskferryd
 export const LINK_NAMES: Readonly<Record<LinkKind, string>> = {
   loopback: 'loopback',
   delay: `${LINK_DELAY_MS} ms`,
+  none: 'chain',
 };
 
 type Work = Pick<JobCell, 'job' | 'source' | 'dirty' | 'writer'> & { readonly what: string };
@@ -95,6 +97,20 @@ export const JOB_CELLS: readonly JobCell[] = [
   ),
   OVERTAKEN,
 ];
+
+/** Jobs on a chain of qcow2 images of three layers, each with a third of the data. */
+export type ChainJob = 'stream' | 'commit' | 'active commit' | 'mirror' | 'backup to qcow2';
+
+export interface ChainCell {
+  readonly name: string;
+  readonly job: ChainJob;
+  readonly link: 'none';
+}
+
+export const CHAIN_DEPTH = 3;
+export const CHAIN_CELLS: readonly ChainCell[] = (
+  ['stream', 'commit', 'active commit', 'mirror', 'backup to qcow2'] as const
+).map((job) => ({ name: `${LINK_NAMES.none} ${job}`, job, link: 'none' }));
 
 /** Cells other than those of `JOB_CELLS`, as `--only` names them. */
 export const NBDCOPY_TARGETS = ['qemu-storage-daemon', 'nbdkit memory'] as const;

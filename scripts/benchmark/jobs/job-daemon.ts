@@ -41,13 +41,7 @@ export class JobDaemon {
     const path = join(dir, 'qmp.sock');
     await rm(path, { force: true });
     const monitor = ['--chardev', `socket,id=m,path=${path},server=on,wait=off`, '--monitor', 'm'];
-    const withMonitor: ServerKind = {
-      ...kind,
-      command(images, endpoint) {
-        const { program, args } = kind.command(images, endpoint);
-        return { program, args: [...args, ...monitor] };
-      },
-    };
+    const withMonitor = withArgs(kind, (args) => [...args, ...monitor]);
     const server = await startServer(withMonitor, { images: [image], transport: 'unix', dir });
     try {
       return new JobDaemon(server, await connectMonitor(path));
@@ -107,6 +101,20 @@ export class JobDaemon {
     this.qmp.close();
     await this.server.stop();
   }
+}
+
+/** The same server with other arguments. */
+export function withArgs(
+  kind: ServerKind,
+  change: (args: readonly string[]) => string[],
+): ServerKind {
+  return {
+    ...kind,
+    command(images, endpoint) {
+      const { program, args } = kind.command(images, endpoint);
+      return { program, args: change(args) };
+    },
+  };
 }
 
 /** The monitor comes a moment after the NBD server, whose greeting was waited for. */

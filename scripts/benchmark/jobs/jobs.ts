@@ -4,9 +4,19 @@ import { mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
 import { release, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { MIB } from '../cells.js';
+import { entryOf, putBetween } from '../collect.js';
 import { makeImage } from '../measure.js';
-import { versionOf } from '../servers.js';
-import { JOB_CELLS, type JobCell, LATENCY_CELL, NBDCOPY_TARGETS, nbdcopyCell } from './cells.js';
+import { STORAGE_DAEMONS, versionOf } from '../servers.js';
+import {
+  CHAIN_CELLS,
+  type ChainCell,
+  JOB_CELLS,
+  type JobCell,
+  LATENCY_CELL,
+  NBDCOPY_TARGETS,
+  nbdcopyCell,
+} from './cells.js';
+import { ChainSource, runChainJob } from './chains.js';
 import { TooLate } from './job-daemon.js';
 import { type Collected, renderJobsReport, renderSummary } from './report.js';
 import {
@@ -34,7 +44,6 @@ export interface JobsOptions {
   readonly parentDir: string | undefined;
 }
 
-const MARKERS = { begin: '<!-- bench:jobs -->', end: '<!-- /bench:jobs -->' } as const;
 /** Share of the sparse source that holds data. */
 const DATA_SHARE = 0.1;
 /** Data of the sparse source comes in pieces of this size, bytes. */
@@ -61,7 +70,8 @@ export async function benchJobs(options: JobsOptions): Promise<void> {
     const report = renderJobsReport(facts);
     if (options.out === undefined) process.stdout.write(report);
     else await writeFile(options.out, report);
-    if (options.readme !== undefined) await putBetween(options.readme, renderSummary(facts));
+    if (options.readme !== undefined)
+      await putBetween(options.readme, 'bench:jobs', renderSummary(facts));
   } finally {
     await rm(dir, { recursive: true, force: true });
   }
@@ -79,6 +89,8 @@ class Run {
     failures: [],
   };
 
+  #chain: ChainSource | undefined;
+
   constructor(
     private readonly options: JobsOptions,
     private readonly dir: string,
@@ -92,7 +104,28 @@ class Run {
       for (const target of NBDCOPY_TARGETS) await this.#nbdcopy(target);
       for (const cell of cells) await this.#cell(cell, { first: round === 1 });
       await this.#latency();
+      await this.#chains();
     }
+  }
+
+  async #chains(): Promise<void> {
+    const cells = CHAIN_CELLS.filter(({ name }) => this.#wanted(name));
+    if (cells.length === 0) return;
+    this.#chain ??= await ChainSource.make(join(this.dir, 'chain'), this.options.size);
+    for (const cell of cells) await this.#chainCell(cell, this.#chain);
+  }
+
+  async #chainCell(cell: ChainCell, source: ChainSource): Promise<void> {
+    const shown: string[] = [];
+    const results = entryOf(this.collected.cells, cell.name, () => ({ cell, rounds: new Map() }));
+    for (const kind of STORAGE_DAEMONS) {
+      await this.#attempt(`${kind.name}, ${cell.name}`, async () => {
+        const measured = await runChainJob(kind, cell.job, source);
+        entryOf(results.rounds, kind.name, (): JobMeasurement[] => []).push(measured);
+        shown.push(`${kind.name} ${measured.seconds.toFixed(3)} s`);
+      });
+    }
+    say(`  ${cell.name}: ${shown.join(', ')}`);
   }
 
   #wanted(name: string): boolean {
@@ -183,14 +216,6 @@ class Run {
   }
 }
 
-function entryOf<K, V>(map: Map<K, V>, key: K, make: () => V): V {
-  const found = map.get(key);
-  if (found !== undefined) return found;
-  const made = make();
-  map.set(key, made);
-  return made;
-}
-
 /** Data in every tenth piece, and holes between. */
 async function makeSparseImage(path: string, size: number): Promise<void> {
   const data = `${path}.data`;
@@ -207,16 +232,4 @@ async function makeSparseImage(path: string, size: number): Promise<void> {
   } finally {
     await file.close();
   }
-}
-
-/** @throws Error when the file lacks the markers */
-async function putBetween(path: string, text: string): Promise<void> {
-  const old = await readFile(path, 'utf8');
-  const begin = old.indexOf(MARKERS.begin);
-  const end = old.indexOf(MARKERS.end);
-  if (begin < 0 || end < begin) {
-    throw new Error(`${path} has no ${MARKERS.begin} with a ${MARKERS.end} after it`);
-  }
-  const head = old.slice(0, begin + MARKERS.begin.length);
-  await writeFile(path, `${head}\n\n${text}\n${old.slice(end)}`);
 }

@@ -3,13 +3,19 @@
 import { loadavg } from 'node:os';
 import { MIB } from '../cells.js';
 import { machine, mebibytes, median, NONE, table, times } from '../report.js';
-import { type JobCell, LINK_DELAY_MS, type LinkKind, NARROW_LINK } from './cells.js';
+import {
+  type ChainCell,
+  type JobCell,
+  LINK_DELAY_MS,
+  type LinkKind,
+  NARROW_LINK,
+} from './cells.js';
 import type { JobMeasurement, ReadLatency } from './run-cell.js';
 
 type ByDaemon<T> = Map<string, T>;
 
 export interface CellRounds {
-  readonly cell: JobCell;
+  readonly cell: JobCell | ChainCell;
   readonly rounds: ByDaemon<JobMeasurement[]>;
 }
 
@@ -73,16 +79,22 @@ function cellTable(facts: JobsFacts): string {
   return table([...head, ...pair('sent MiB'), ...pair('writer MiB/s')], rows);
 }
 
+const LINK_TITLES: Readonly<Record<LinkKind, string>> = {
+  loopback: 'jobs, loopback',
+  delay: `jobs, ${LINK_DELAY_MS} ms each way`,
+  none: 'jobs on qcow2 chains',
+};
+
 function linkRow(facts: JobsFacts, link: LinkKind, goal: string): string[] {
   const compared = [...facts.cells.values()]
-    .filter(({ cell }) => cell.link === link && cell.linkRate === undefined)
+    .filter(({ cell }) => cell.link === link && !('linkRate' in cell))
     .map((result) => ({ name: result.cell.name, value: faster(result) }))
     .filter(({ value }) => !Number.isNaN(value))
     .sort((a, b) => a.value - b.value);
   const [lowest] = compared;
   const below = compared.filter(({ value }) => value < 1).length;
   return [
-    link === 'loopback' ? 'jobs, loopback' : `jobs, ${LINK_DELAY_MS} ms each way`,
+    LINK_TITLES[link],
     `${times(median(compared.map(({ value }) => value)))} qemu-storage-daemon in the median cell`,
     lowest ? `${times(lowest.value)} (${lowest.name})` : NONE,
     `${below} of ${compared.length} below 1×; wanted: ${goal}`,
@@ -106,7 +118,7 @@ function copyRows(facts: JobsFacts): string[][] {
 /** Of sources with holes, how much more than their data was sent. */
 function sparseRows(facts: JobsFacts): string[][] {
   const sent = [...facts.cells.values()]
-    .filter(({ cell }) => cell.source === 'sparse')
+    .filter(({ cell }) => 'source' in cell && cell.source === 'sparse')
     .map(({ cell }) => facts.sent.get(cell.name)?.get(SUBJECT) ?? Number.NaN)
     .filter((value) => !Number.isNaN(value));
   if (sent.length === 0) return [];
@@ -152,7 +164,7 @@ function latencyRows(facts: JobsFacts): string[][] {
 
 function overtakenRows(facts: JobsFacts): string[][] {
   return [...facts.cells.values()]
-    .filter(({ cell, rounds }) => cell.linkRate !== undefined && rounds.size > 0)
+    .filter(({ cell, rounds }) => 'linkRate' in cell && rounds.size > 0)
     .map((result) => {
       const rate = ofRounds(result, SUBJECT, (measured) => measured.writerRate ?? Number.NaN);
       return [
@@ -169,6 +181,7 @@ export function renderSummary(facts: JobsFacts): string {
   const rows = [
     linkRow(facts, 'loopback', '2×, none below 1×'),
     linkRow(facts, 'delay', '5×'),
+    linkRow(facts, 'none', '2×, none below 1×'),
     ...copyRows(facts),
     ...sparseRows(facts),
     memoryRow(facts),
@@ -205,6 +218,11 @@ export function renderJobsReport(facts: JobsFacts): string {
     'What was sent is what entered the relay towards the target, protocol headers included; for loopback it is from one more run with a',
     'relay that does not delay, whose time does not count. After each run the SHA-256 of the target, read by nbdcopy, has to be that of',
     'the source (of a backup: as the source was when the job started). All processes share the cores.',
+    '',
+    'The cells named `chain` are jobs on three layers of qcow2, each with a third of the data, file to file on one machine: `stream` copies the',
+    'two lower layers into the top, `commit` the middle into the base, `active commit` both upper ones into the base, to READY and through the pivot,',
+    '`mirror` the whole into a raw file, to READY and through the pivot, `backup to qcow2` the whole into a new image. No node passes on flushes.',
+    'Afterwards `qemu-img compare` finds what has to be read from the result, and `qemu-img check` no damage.',
     '',
     cellTable(facts),
     '',
