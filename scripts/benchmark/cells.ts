@@ -18,6 +18,8 @@ export interface FioWork {
   readonly connections: number;
   /** Once over the image instead of for a time: its cost depends on what was there before. */
   readonly once?: boolean;
+  /** Where in the export it begins, bytes; 0 when absent. */
+  readonly offset?: number;
   /** Ends after so many bytes instead of after a time. */
   readonly ioSize?: number;
   /** A flush after this many writes. */

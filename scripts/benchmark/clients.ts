@@ -54,6 +54,7 @@ export async function runFio(uri: string, work: FioWork, options: FioOptions): P
     `--bs=${work.blockSize}`,
     `--iodepth=${work.depth}`,
     `--numjobs=${work.connections}`,
+    `--offset=${work.offset ?? 0}`,
     `--size=${options.size ?? IMAGE_SIZE}`,
     '--thread',
     '--group_reporting',

@@ -88,11 +88,29 @@ export function sizeOfKind(kind: ImageKind, size: number): number {
   return kind === 'empty' ? EMPTY_FACTOR * size : size;
 }
 
-/** The load as fio gets it, on an image of `imageSize` bytes. */
-export function workOn({ allocates, work }: ImageCell, imageSize: number): FioWork {
-  if (!allocates || work.rw !== 'randwrite') return work;
-  const ioSize = Math.floor((imageSize * RANDOM_ALLOCATION_SHARE) / work.blockSize);
-  return { ...work, ioSize: Math.max(1, ioSize) * work.blockSize };
+/** Of an image to which a cell can go only once, the first part is for the warm-up. */
+const WARM_UP_SHARE = 0.25;
+
+/** A load, and the part of the export that it goes to, bytes. */
+export interface Part {
+  readonly work: FioWork;
+  readonly size: number;
+}
+
+/** What fio does to an image of `imageSize` bytes: first to warm up, then to be measured. */
+export function partsOf({ allocates, work }: ImageCell, imageSize: number) {
+  if (!allocates) {
+    const whole = { work, size: imageSize };
+    return { warmUp: whole, measured: whole };
+  }
+  const parted = Math.floor((imageSize * WARM_UP_SHARE) / MIB) * MIB;
+  return { warmUp: part(work, 0, parted), measured: part(work, parted, imageSize - parted) };
+}
+
+function part(work: FioWork, offset: number, size: number): Part {
+  if (work.rw !== 'randwrite') return { work: { ...work, offset }, size };
+  const ioSize = Math.floor((size * RANDOM_ALLOCATION_SHARE) / work.blockSize);
+  return { work: { ...work, offset, ioSize: Math.max(1, ioSize) * work.blockSize }, size };
 }
 
 const cells = (image: ImageKind, loads: readonly Load[]): ImageCell[] =>

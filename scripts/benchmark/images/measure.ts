@@ -3,24 +3,16 @@
 import { copyFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { FioWork } from '../cells.js';
 import { runFio } from '../clients.js';
 import { JobDaemon } from '../jobs/job-daemon.js';
 import { type Measurement, syncFile } from '../measure.js';
 import { cpuSeconds, cpuSecondsOfEnded, forgetPeakMemory, peakMemory, run } from '../processes.js';
 import { EXPORT_NAME, type ServerKind, type StorageDaemonKind, startServer } from '../servers.js';
-import { type ConvertCell, HUGE_SIZE, type ImageCell, sizeOfKind, workOn } from './cells.js';
+import { type ConvertCell, HUGE_SIZE, type ImageCell, partsOf, sizeOfKind } from './cells.js';
 import { type ImageSet, imagePath, rawPath, sparsePath } from './make-images.js';
 
 /** Long enough for a just-in-time compiler to begin; the C servers get it too. */
 const WARM_UP_SECONDS = 0.5;
-const WARM_UP: FioWork = {
-  tool: 'fio',
-  rw: 'randread',
-  blockSize: 16384,
-  depth: 8,
-  connections: 1,
-};
 const IMG = fileURLToPath(new URL('../../../src/cli/launch.cjs', import.meta.url));
 
 /** Loads one server with one cell. @throws Error when a request failed or the image is damaged */
@@ -57,12 +49,10 @@ async function load(
   cell: ImageCell,
   { pid, seconds, dir, ...set }: ImageSet & { readonly seconds: number; readonly pid: number },
 ): Promise<Measurement> {
-  const size = sizeOfKind(cell.image, set.size);
-  // What allocates can do so only once, so it is warmed up with reads.
-  const warmUp = cell.allocates ? WARM_UP : cell.work;
-  await runFio(uri, warmUp, { seconds: WARM_UP_SECONDS, dir, size });
+  const { warmUp, measured } = partsOf(cell, sizeOfKind(cell.image, set.size));
+  await runFio(uri, warmUp.work, { seconds: WARM_UP_SECONDS, dir, size: warmUp.size });
   const before = cpuSeconds(pid);
-  const result = await runFio(uri, workOn(cell, size), { seconds, dir, size });
+  const result = await runFio(uri, measured.work, { seconds, dir, size: measured.size });
   const cpu = cpuSeconds(pid) - before;
   const scale = cell.unit === 'bytes' ? cell.work.blockSize : 1;
   return {

@@ -221,7 +221,7 @@ export function renderImagesReport(facts: ImagesFacts): string {
     "the same random data and were made by QEMU's tools, with clusters of 64 KiB: `full` has every cluster, `half` an arbitrary half of its pieces of",
     '128 KiB, `chain3` three backing files with a quarter of the pieces in each layer, `depth8` seven with an eighth in each, `depth8-bottom` seven',
     'with everything in the lowest, `empty` nothing (and four times the size). Writes to `raw` and `full` overwrite, for a time; to the others they go once over a fresh copy,',
-    'random ones for as many bytes as there are in a sixteenth of the image, and `qemu-img check` looks at the result. Results of conversions are compared',
+    'the first quarter of it to warm up, random ones for a sixteenth as many bytes as the image has, and `qemu-img check` looks at the result. Results of conversions are compared',
     `by \`qemu-img compare\`. Opening an image of ${HUGE_SIZE} is a \`blockdev-add\` in a daemon that is up; memory is what its peak grows by.`,
     '',
     '## Served',

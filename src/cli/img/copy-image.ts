@@ -111,7 +111,8 @@ function runs(offset: number, buffer: Buffer, unit: number): Run[] {
   const length = buffer.byteLength;
   for (let at = 0; at < length; ) {
     const end = Math.min(length, alignDown(offset + at, unit) + unit - offset);
-    const isData = !isZero(buffer.subarray(at, end));
+    // Mostly the first byte tells.
+    const isData = buffer[at] !== 0 || !isZero(buffer.subarray(at, end));
     const last = found.at(-1);
     if (last !== undefined && last.isData === isData) found[found.length - 1] = { ...last, end };
     else found.push({ start: at, end, isData });

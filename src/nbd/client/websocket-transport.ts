@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** NBD inside WebSocket: the stream's bytes in binary frames, cut anywhere. */
-import { type RawData, WebSocket } from 'ws';
+
+import type { RawData, WebSocket } from 'ws';
 import { BlockError } from '../../base/errors.js';
 import { NBD_KEEPALIVE_IDLE_MS, NBD_WEBSOCKET_FRAME_MAX } from '../../base/limits.js';
+import { webSockets } from '../../base/web-sockets.js';
 import {
   abortReason,
   connectError,
@@ -44,7 +46,7 @@ class WebSocketTransport implements Transport {
   }
 
   write(pieces: readonly Uint8Array[], done: () => void): void {
-    if (this.#socket.readyState !== WebSocket.OPEN) return;
+    if (this.#socket.readyState !== this.#socket.OPEN) return;
     const last = pieces.length - 1;
     pieces.forEach((piece, index) => {
       const options = { binary: true };
@@ -106,7 +108,7 @@ class WebSocketTransport implements Transport {
 /** @throws BlockError when the server refuses the upgrade or can't be reached */
 export function openWebSocket(url: string, signal: AbortSignal): Promise<Transport> {
   return new Promise((resolve, reject) => {
-    const socket = new WebSocket(url, {
+    const socket = new (webSockets().WebSocket)(url, {
       perMessageDeflate: false,
       maxPayload: NBD_WEBSOCKET_FRAME_MAX,
     });

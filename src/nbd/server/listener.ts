@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 /** Where clients come in: TCP, UNIX sockets, inherited descriptors, WebSocket. */
+
 import { lstat, unlink } from 'node:fs/promises';
 import { createServer as createHttpServer, type IncomingMessage } from 'node:http';
 import { connect, createServer, type ListenOptions, type Server, type Socket } from 'node:net';
-import { WebSocketServer } from 'ws';
 import { errnoName, fromSystemError, toError } from '../../base/errors.js';
 import { NBD_WEBSOCKET_MESSAGE_MAX } from '../../base/limits.js';
 import { listenError } from '../../base/listen-error.js';
+import { webSockets } from '../../base/web-sockets.js';
 import { StreamTransport } from './stream-transport.js';
 import type { Transport, TransportKind } from './transport.js';
 import { WebSocketTransport } from './websocket-transport.js';
@@ -65,7 +66,7 @@ async function openWebSocket(
     response.writeHead(426, { Connection: 'close', Upgrade: 'websocket' });
     response.end('NBD over WebSocket is served here.\n');
   });
-  const sockets = new WebSocketServer({
+  const sockets = new (webSockets().WebSocketServer)({
     server: http,
     perMessageDeflate: false,
     maxPayload: NBD_WEBSOCKET_MESSAGE_MAX,

@@ -4,10 +4,11 @@
  * with the WebSocket protocol on top if wanted. One client has the device; others that connect wait,
  * unread, and get it in the order in which they came.
  */
+
 import { createServer as createHttpServer, type Server as HttpServer } from 'node:http';
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
-import { createWebSocketStream, WebSocketServer } from 'ws';
+import type { WebSocketServer } from 'ws';
 import { BlockError, fromSystemError } from '../../base/errors.js';
 import {
   CHARDEV_WAITING_MAX,
@@ -15,6 +16,7 @@ import {
   WEBSOCKET_UPGRADE_MS,
 } from '../../base/limits.js';
 import { listenError } from '../../base/listen-error.js';
+import { webSockets } from '../../base/web-sockets.js';
 import { Channel } from '../channel.js';
 import type { ChardevBackend } from '../chardev.js';
 import {
@@ -126,7 +128,7 @@ export class SocketServer implements ChardevBackend {
   }
 
   #createUpgrades(http: HttpServer): WebSocketServer {
-    const upgrades = new WebSocketServer({
+    const upgrades = new (webSockets().WebSocketServer)({
       noServer: true,
       maxPayload: CHARDEV_WEBSOCKET_MESSAGE_MAX,
       // QEMU's clients ask for "binary"; others for nothing.
@@ -144,7 +146,7 @@ export class SocketServer implements ChardevBackend {
     http.on('upgrade', (request, socket, head) => {
       upgrades.handleUpgrade(request, socket, head, (websocket) => {
         this.#sockets.delete(request.socket);
-        this.#connected(createWebSocketStream(websocket), request.socket);
+        this.#connected(webSockets().createWebSocketStream(websocket), request.socket);
       });
     });
     return upgrades;
