@@ -36,6 +36,7 @@ export async function writeAround(
 ): Promise<void> {
   const { start, host, unit, fresh } = copying;
   const end = offset + buffer.byteLength;
+  if (offset % unit === 0 && end % unit === 0) return writePart(image, copying, offset, buffer);
   const head = (await inPlace(image, copying, offset))
     ? { from: offset, to: offset, zero: true }
     : await edge(image, alignDown(offset, unit), offset);
@@ -44,13 +45,10 @@ export async function writeAround(
     : await edge(image, end, alignUp(end, unit));
   const from = fresh && head.zero ? offset : head.from;
   const to = fresh && tail.zero ? end : tail.to;
+  if (from === offset && to === end) return writePart(image, copying, offset, buffer);
   if (!image.hasDataFile) image.checkOverlap(host + from - start, to - from);
   image.metadata.unsettle();
   const { data } = image;
-  if (from === offset && to === end) {
-    await data.write(host + offset - start, buffer);
-    return;
-  }
   if (to - from <= QCOW2_JOINED_WRITE_MAX) {
     const joined = Buffer.allocUnsafe(to - from);
     if (from < offset) await fill(image, head, joined.subarray(0, offset - from));
@@ -65,6 +63,20 @@ export async function writeAround(
     to > end ? copyEdge(image, tail, host - start) : undefined,
   ]);
   for (const result of results) if (result.status === 'rejected') throw result.reason;
+}
+
+/** Writes the buffer and nothing around it. */
+async function writePart(
+  image: Qcow2Image,
+  { start, host }: Copying,
+  offset: number,
+  buffer: Buffer,
+): Promise<void> {
+  const to = host + offset - start;
+  if (!image.hasDataFile) image.checkOverlap(to, buffer.byteLength);
+  image.metadata.unsettle();
+  const pending = image.data.write(to, buffer);
+  if (pending !== undefined) await pending;
 }
 
 /**
