@@ -24,6 +24,7 @@ const LAYERS: readonly Layer[] = [
   { folder: 'protocol/qapi', may: ['protocol'] },
   { folder: 'protocol/qcow2', may: ['protocol/layout.ts'] },
   { folder: 'src/base', may: [], packages: ['pino', 'pino-pretty'] },
+  { folder: 'src/base/web-sockets.ts', may: [], packages: ['ws'] },
   { folder: 'src/sys', may: ['src/base'], packages: ['koffi'] },
   {
     folder: 'src/nbd/client',
