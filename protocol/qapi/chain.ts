@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Chains of images that grow and shrink. @see QEMU's qapi/block-core.json */
 import { BlockdevOnError, NewImageMode } from './block-job.js';
+import { SnapshotInfo } from './block-nodes-info.js';
 import { bool, defineCommand, int, optional, required, str, struct } from './define.js';
 
 export const BlockdevSnapshotSync = struct('BlockdevSnapshotSync', {
@@ -36,6 +37,31 @@ export const BLOCKDEV_SNAPSHOT = defineCommand({
   doc: 'Puts a node above another, whose users write there from then on.',
   arguments: BlockdevSnapshot,
   features: ['allow-write-only-overlay'],
+});
+
+export const BlockdevSnapshotInternal = struct('BlockdevSnapshotInternal', {
+  doc: 'A snapshot inside an image.',
+  members: {
+    device: required(str, 'name of the node; no other node lies above it'),
+    name: required(str, 'what the snapshot is called: not empty, of no other snapshot there'),
+  },
+});
+
+export const BLOCKDEV_SNAPSHOT_INTERNAL_SYNC = defineCommand({
+  name: 'blockdev-snapshot-internal-sync',
+  doc: 'Takes a snapshot inside the image of a node, whose format has to support that.',
+  arguments: BlockdevSnapshotInternal,
+});
+
+export const BLOCKDEV_SNAPSHOT_DELETE_INTERNAL_SYNC = defineCommand({
+  name: 'blockdev-snapshot-delete-internal-sync',
+  doc: 'Deletes a snapshot inside the image of a node, by its id, its name, or both.',
+  arguments: {
+    device: required(str, 'name of the node; no other node lies above it'),
+    id: optional(str, 'id of the snapshot'),
+    name: optional(str, 'what it is called'),
+  },
+  result: SnapshotInfo,
 });
 
 export const BLOCK_STREAM = defineCommand({
@@ -82,6 +108,8 @@ export const CHANGE_BACKING_FILE = defineCommand({
 export const CHAIN_COMMANDS = [
   BLOCKDEV_SNAPSHOT_SYNC,
   BLOCKDEV_SNAPSHOT,
+  BLOCKDEV_SNAPSHOT_INTERNAL_SYNC,
+  BLOCKDEV_SNAPSHOT_DELETE_INTERNAL_SYNC,
   BLOCK_STREAM,
   CHANGE_BACKING_FILE,
 ] as const;

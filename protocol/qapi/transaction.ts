@@ -2,7 +2,7 @@
 /** Commands that happen together or not at all. @see QEMU's qapi/transaction.json */
 import { BlockdevBackup, DriveBackup } from './backup.js';
 import { BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge } from './bitmaps.js';
-import { BlockdevSnapshot, BlockdevSnapshotSync } from './chain.js';
+import { BlockdevSnapshot, BlockdevSnapshotInternal, BlockdevSnapshotSync } from './chain.js';
 import { array, defineCommand, enumeration, optional, required, struct, union } from './define.js';
 
 export const Abort = struct('Abort', { doc: 'Nothing.' });
@@ -27,6 +27,7 @@ export const TransactionActionKind = enumeration('TransactionActionKind', {
     'block-dirty-bitmap-merge': 'as the command',
     'blockdev-backup': 'as the command',
     'blockdev-snapshot': 'as the command',
+    'blockdev-snapshot-internal-sync': 'as the command; undone by deleting the snapshot',
     'blockdev-snapshot-sync':
       'as the command; images are made and opened before anything else is done',
     'drive-backup': 'as the command; images are made and opened before anything else is done',
@@ -66,6 +67,11 @@ export const BlockdevSnapshotWrapper = struct('BlockdevSnapshotWrapper', {
   members: { data: required(BlockdevSnapshot, dataDoc) },
 });
 
+export const BlockdevSnapshotInternalWrapper = struct('BlockdevSnapshotInternalWrapper', {
+  doc: 'A snapshot inside an image.',
+  members: { data: required(BlockdevSnapshotInternal, dataDoc) },
+});
+
 export const BlockdevSnapshotSyncWrapper = struct('BlockdevSnapshotSyncWrapper', {
   doc: 'A snapshot with an overlay that is named by file.',
   members: { data: required(BlockdevSnapshotSync, dataDoc) },
@@ -90,6 +96,7 @@ export const TransactionAction = union('TransactionAction', {
     'block-dirty-bitmap-merge': BlockDirtyBitmapMergeWrapper,
     'blockdev-backup': BlockdevBackupWrapper,
     'blockdev-snapshot': BlockdevSnapshotWrapper,
+    'blockdev-snapshot-internal-sync': BlockdevSnapshotInternalWrapper,
     'blockdev-snapshot-sync': BlockdevSnapshotSyncWrapper,
     'drive-backup': DriveBackupWrapper,
   },

@@ -113,9 +113,11 @@ export function snapshotExtra(
   return new DataView(extra.buffer, extra.byteOffset, extra.byteLength).getBigUint64(at);
 }
 
-/** Extra data of a snapshot of a disk alone. @param diskSize bytes */
+/** Extra data of a snapshot of a disk alone: no guest has counted instructions. @param diskSize bytes */
 export function diskSnapshotExtra(diskSize: number): Uint8Array {
   const extra = new Uint8Array(24);
-  new DataView(extra.buffer).setBigUint64(EXTRA_FIELDS.diskSize, BigInt(diskSize));
+  const view = new DataView(extra.buffer);
+  view.setBigUint64(EXTRA_FIELDS.diskSize, BigInt(diskSize));
+  view.setBigUint64(EXTRA_FIELDS.icount, 2n ** 64n - 1n);
   return extra;
 }

@@ -276,7 +276,8 @@ export type NewInternalSnapshot = Pick<
 /** What changes them is called while no request is under way, and none is made meanwhile. */
 export interface InternalSnapshots {
   list(): Promise<InternalSnapshot[]>;
-  create(snapshot: NewInternalSnapshot): Promise<void>;
+  /** @returns the snapshot, with its id */
+  create(snapshot: NewInternalSnapshot): Promise<InternalSnapshot>;
   /** @throws BlockError DF_NOT_FOUND unless one has both */
   delete(snapshot: Pick<InternalSnapshot, 'id' | 'name'>): Promise<void>;
   /**

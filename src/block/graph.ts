@@ -7,6 +7,7 @@ import { BlockError } from '../base/errors.js';
 import { GRAPH_DEPTH_MAX } from '../base/limits.js';
 import { Mutex } from '../base/mutex.js';
 import type { BlockBackend } from './backend.js';
+import type { InternalSnapshot } from './block-driver.js';
 import { drained } from './drain.js';
 import { ChildEdge, type EdgeOptions, type EdgeParent } from './edge.js';
 import type { BlockNode, NodeObserver } from './node.js';
@@ -19,6 +20,8 @@ import { DriverRegistry } from './registry.js';
 export interface GraphObserver extends Partial<NodeObserver> {
   /** Closing a node could not flush it: acknowledged writes may not be on stable storage. */
   flushFailed?(node: BlockNode, error: unknown): void;
+  /** A snapshot of a transaction that failed could not be deleted again: it is still in the image. */
+  snapshotLeft?(node: BlockNode, snapshot: InternalSnapshot, error: unknown): void;
 }
 
 export class BlockGraph {

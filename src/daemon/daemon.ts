@@ -21,6 +21,7 @@ import { registerBlockJobStarts } from '../qmp/commands/block-job.js';
 import { registerCharCommands } from '../qmp/commands/char.js';
 import { registerControlCommands } from '../qmp/commands/control.js';
 import { registerDriveBackup } from '../qmp/commands/drive-backup.js';
+import { registerInternalSnapshots } from '../qmp/commands/internal-snapshot.js';
 import { emitJobEvents, registerBlockJobs, registerJobs } from '../qmp/commands/job.js';
 import { type NamedSocket, nbdListenAddress } from '../qmp/commands/nbd-address.js';
 import { addObject, registerQom } from '../qmp/commands/qom.js';
@@ -190,6 +191,7 @@ export class Daemon {
     registerBackup(registry, { graph, jobs });
     registerDriveBackup(registry, { graph, jobs });
     registerSnapshots(registry, { graph, jobs });
+    registerInternalSnapshots(registry, { graph, jobs });
     registerStream(registry, { graph, jobs });
     registerTransaction(registry, { graph, jobs });
     registerJobs(registry, jobs);
@@ -212,6 +214,14 @@ export class Daemon {
       subjectLog({ node: node.name }, this.#logger).error(
         { event: 'block.close', error },
         'closing the node could not store its persistent bitmaps: they are inconsistent now',
+      );
+    };
+    this.graph.observer.snapshotLeft = (node, { id, name }, error) => {
+      subjectLog({ node: node.name }, this.#logger).error(
+        { event: 'block.snapshot', id, name, file: node.driver.filename, error },
+        'a snapshot of a transaction that failed could not be deleted: it is still in the image; when ' +
+          'the image is not in use, check it (qemu-img check) and delete the snapshot ' +
+          '(qemu-img snapshot -d, or diskferry img snapshot -d)',
       );
     };
     this.jobs.listen({

@@ -65,13 +65,13 @@ function create(name: string): Action {
       throw new BlockError('DF_INVALID', message);
     }
     const now = Date.now();
-    await failing(`Could not create snapshot '${name}'`, () =>
-      snapshots.create({
+    await failing(`Could not create snapshot '${name}'`, async () => {
+      await snapshots.create({
         name,
         dateSeconds: Math.floor(now / 1000),
         dateNanoseconds: (now % 1000) * 1e6,
-      }),
-    );
+      });
+    });
   };
 }
 

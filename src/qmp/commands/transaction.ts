@@ -16,6 +16,7 @@ import type { CommandRegistry } from '../registry.js';
 import { type BackupServices, backupStart } from './backup.js';
 import { bitmapMerge } from './bitmap.js';
 import { DriveBackup } from './drive-backup.js';
+import { internalSnapshotChange } from './internal-snapshot.js';
 import { SnapshotSync, snapshotChange } from './snapshot.js';
 
 type Action = Infer<typeof qapi.TransactionAction>;
@@ -72,6 +73,9 @@ function changeOf(
   if (action.type === 'abort') return ABORT;
   if (group !== undefined) return notGrouped(action.type);
   if (action.type === 'blockdev-snapshot') return snapshotChange(services, action.data);
+  if (action.type === 'blockdev-snapshot-internal-sync') {
+    return internalSnapshotChange(services, action.data);
+  }
   return bitmapChange(services, action);
 }
 
@@ -82,6 +86,7 @@ type BitmapAction = Exclude<
       | 'abort'
       | 'blockdev-backup'
       | 'blockdev-snapshot'
+      | 'blockdev-snapshot-internal-sync'
       | 'blockdev-snapshot-sync'
       | 'drive-backup';
   }

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT
 /**
- * Snapshots are made, deleted and applied. Wherever that is cut off, the image is sound but for clusters
- * that are lost (leaks) or copied once more than needed: counts go up before anything refers to clusters,
- * marks of sole use go before the snapshot is in the table, and one write of the header decides.
- * For images that nobody uses meanwhile. @see qcow2.txt "Snapshots"
+ * Snapshots are made, deleted and applied, each by one write of the header: see `table-switch.ts`. For
+ * images that nobody uses meanwhile. @see qcow2.txt "Snapshots"
  */
-import { ENTRY_COPIED, ENTRY_LENGTH } from '../../../../protocol/qcow2/entries.js';
+import { ENTRY_LENGTH } from '../../../../protocol/qcow2/entries.js';
 import { QCOW2_L1_TABLE_MAX } from '../../../../protocol/qcow2/header.js';
 import {
   diskSnapshotExtra,
@@ -18,15 +16,14 @@ import {
 import { alignUp } from '../../../base/byte-range.js';
 import { BlockError } from '../../../base/errors.js';
 import type { InternalSnapshot, NewInternalSnapshot } from '../../block-driver.js';
-import { allocateContiguousLocked } from './allocate.js';
 import type { HeaderChange } from './header-state.js';
 import type { Qcow2Image } from './image.js';
 import { readPadded } from './image-io.js';
 import { L1Table } from './l1-table.js';
 import { OverlapGuard } from './overlap.js';
 import { prepareWrite } from './prepare-write.js';
-import { addReferences, dropReferences, markCopied } from './shared-clusters.js';
-import { type SnapshotL1, snapshotTables } from './snapshots.js';
+import { type SnapshotL1, type SnapshotTable, snapshotTables } from './snapshots.js';
+import { switchTables } from './table-switch.js';
 
 const NS_PER_S = 1_000_000_000n;
 const NO_ICOUNT = 2n ** 64n - 1n;
@@ -36,49 +33,53 @@ const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString('utf8');
 /** @throws BlockError DF_CORRUPT_IMAGE when the table can't be right */
 export async function listSnapshots(image: Qcow2Image): Promise<InternalSnapshot[]> {
   const { tables } = await snapshotTables(image);
-  return tables.map(({ entry }) => {
-    const icount = snapshotExtra(entry, 'icount');
-    return {
-      id: text(entry.id),
-      name: text(entry.name),
-      vmStateSize: Number(snapshotExtra(entry, 'vmStateSize') ?? entry.vmStateLength),
-      dateSeconds: entry.dateSeconds,
-      dateNanoseconds: entry.dateNanoseconds,
-      clockSeconds: Number(entry.vmClock / NS_PER_S),
-      clockNanoseconds: Number(entry.vmClock % NS_PER_S),
-      ...(icount === undefined || icount === NO_ICOUNT ? {} : { icount: Number(icount) }),
-    };
-  });
+  return tables.map(({ entry }) => describe(entry));
 }
 
-/** @throws BlockError; the image has lost some clusters then, at worst */
+function describe(entry: SnapshotEntry): InternalSnapshot {
+  const icount = snapshotExtra(entry, 'icount');
+  return {
+    id: text(entry.id),
+    name: text(entry.name),
+    vmStateSize: Number(snapshotExtra(entry, 'vmStateSize') ?? entry.vmStateLength),
+    dateSeconds: entry.dateSeconds,
+    dateNanoseconds: entry.dateNanoseconds,
+    clockSeconds: Number(entry.vmClock / NS_PER_S),
+    clockNanoseconds: Number(entry.vmClock % NS_PER_S),
+    ...(icount === undefined || icount === NO_ICOUNT ? {} : { icount: Number(icount) }),
+  };
+}
+
+/** @returns the snapshot @throws BlockError; the image has lost some clusters then, at worst */
 export async function createSnapshot(
   image: Qcow2Image,
   { name, dateSeconds, dateNanoseconds }: NewInternalSnapshot,
-): Promise<void> {
+): Promise<InternalSnapshot> {
   await settle(image);
-  const { tables } = await snapshotTables(image);
-  if (tables.length >= QCOW2_SNAPSHOTS_MAX) {
-    throw new BlockError('DF_TOO_LARGE', `The image has ${tables.length} snapshots, the most`);
+  const old = await snapshotTables(image);
+  if (old.tables.length >= QCOW2_SNAPSHOTS_MAX) {
+    throw new BlockError('DF_TOO_LARGE', `The image has ${old.tables.length} snapshots, the most`);
   }
   const active = image.map.l1;
-  await addReferences(image, active);
-  const l1Offset = await writeTable(image, shared(active.bytes));
-  // Now counts are durable, so nothing that will belong to the snapshot is taken for ours alone.
-  await markCopied(image);
+  // The snapshot keeps the active tables as they are; the disk goes on with copies.
   const entry: SnapshotEntry = {
-    l1Offset: BigInt(l1Offset),
+    l1Offset: BigInt(active.offset),
     l1Entries: active.entries,
     dateSeconds,
     dateNanoseconds,
     vmClock: 0n,
     vmStateLength: 0,
     extra: diskSnapshotExtra(image.size),
-    id: Buffer.from(newId(tables)),
+    id: Buffer.from(newId(old.tables)),
     name: Buffer.from(name),
   };
-  await replaceTable(image, [...tables.map((table) => table.entry), entry]);
-  await finish(image);
+  const { entries } = active;
+  await switchTables(image, {
+    ...{ source: active, entries, gains: true, released: [] },
+    ...snapshotChange([...old.tables.map((table) => table.entry), entry]),
+  });
+  await finish(image, old);
+  return describe(entry);
 }
 
 /** @param id as `listSnapshots` tells it @throws BlockError DF_NOT_FOUND */
@@ -87,20 +88,17 @@ export async function deleteSnapshot(
   { id, name }: { readonly id: string; readonly name: string },
 ): Promise<void> {
   await settle(image);
-  const { tables } = await snapshotTables(image);
-  const gone = tables.find(({ entry }) => text(entry.id) === id && text(entry.name) === name);
+  const old = await snapshotTables(image);
+  const gone = old.tables.find(({ entry }) => text(entry.id) === id && text(entry.name) === name);
   if (gone === undefined) throw notFound(name);
-  const l1 = await readL1(image, gone);
-  const others = tables.filter((table) => table !== gone);
-  await replaceTable(
-    image,
-    others.map(({ entry }) => entry),
-  );
-  await dropReferences(image, l1);
-  release(image, l1.offset, l1.bytes.byteLength);
-  await image.metadata.commit();
-  await markCopied(image);
-  await finish(image);
+  const active = image.map.l1;
+  const others = old.tables.filter((table) => table !== gone);
+  await switchTables(image, {
+    ...{ source: active, entries: active.entries, gains: false },
+    ...{ released: [await readL1(image, gone)], replaced: active },
+    ...snapshotChange(others.map(({ entry }) => entry)),
+  });
+  await finish(image, old);
 }
 
 /**
@@ -115,24 +113,14 @@ export async function applySnapshot(image: Qcow2Image, wanted: string): Promise<
     tables.find(({ entry }) => text(entry.name) === wanted);
   if (found === undefined) throw notFound(wanted);
   const size = Number(snapshotExtra(found.entry, 'diskSize') ?? BigInt(image.size));
-  const bytes = await l1For(image, found, size);
-  const next = new L1Table(0, bytes);
-  await addReferences(image, next);
-  const offset = await writeTable(image, bytes);
-  const old = image.map.l1;
-  await image.header.update({
-    l1Offset: BigInt(offset),
-    l1Entries: next.entries,
-    size: BigInt(size),
+  await switchTables(image, {
+    source: await readL1(image, found),
+    entries: entriesFor(image, found, size),
+    gains: true,
+    released: [image.map.l1],
+    header: { size: BigInt(size) },
   });
-  image.map.l1 = new L1Table(offset, bytes);
   image.size = size;
-  image.l2.drop(0, Number.POSITIVE_INFINITY);
-  image.decompressed.clear();
-  await dropReferences(image, old);
-  release(image, old.offset, old.bytes.byteLength);
-  await image.metadata.commit();
-  await markCopied(image);
   await finish(image);
 }
 
@@ -149,10 +137,24 @@ async function settle(image: Qcow2Image): Promise<void> {
   await image.file.flush();
 }
 
-async function finish(image: Qcow2Image): Promise<void> {
-  await image.metadata.finish();
-  await image.file.flush();
-  image.guard = await OverlapGuard.create(image);
+/**
+ * What has been replaced comes free. Where that fails the change has happened all the same: it is tried
+ * again with the next one, and until then clusters are lost.
+ * @param old a table of snapshots that another has replaced
+ */
+async function finish(image: Qcow2Image, old?: SnapshotTable): Promise<void> {
+  if (old !== undefined && old.length > 0) {
+    const length = alignUp(old.length, image.geometry.clusterSize);
+    const discard = image.options.passDiscard.other;
+    image.frees.add({ offset: old.offset, length, table: true, discard });
+  }
+  try {
+    await image.metadata.finish();
+    await image.file.flush();
+    image.guard = await OverlapGuard.create(image);
+  } catch {
+    image.guard?.refresh();
+  }
 }
 
 async function readL1(image: Qcow2Image, { offset, entries }: SnapshotL1): Promise<L1Table> {
@@ -161,65 +163,25 @@ async function readL1(image: Qcow2Image, { offset, entries }: SnapshotL1): Promi
   return new L1Table(offset, bytes);
 }
 
-/** A snapshot's L1 table as the active one for a disk of `size` bytes. */
-async function l1For(image: Qcow2Image, snapshot: SnapshotL1, size: number): Promise<Buffer> {
-  const needed = Math.ceil(size / image.geometry.bytesPerL2);
-  const length = Math.max(needed, snapshot.entries) * ENTRY_LENGTH;
-  if (size % 512 !== 0 || length > QCOW2_L1_TABLE_MAX) {
+/** Entries of the active table of a disk of `size` bytes with what a snapshot has. */
+function entriesFor(image: Qcow2Image, snapshot: SnapshotL1, size: number): number {
+  const entries = Math.max(Math.ceil(size / image.geometry.bytesPerL2), snapshot.entries);
+  if (size % 512 !== 0 || entries * ENTRY_LENGTH > QCOW2_L1_TABLE_MAX) {
     throw new BlockError('DF_CORRUPT_IMAGE', `A snapshot of a disk of ${size} bytes can not be`);
   }
-  const bytes = Buffer.alloc(length);
-  const { bytes: saved } = await readL1(image, snapshot);
-  shared(saved).copy(bytes);
-  return bytes;
+  return entries;
 }
 
-/** A copy of an L1 table that has nothing alone. */
-function shared(l1: Buffer): Buffer {
-  const copy = new L1Table(0, Buffer.from(l1));
-  for (let index = 0; index < copy.entries; index++) {
-    const high = copy.high(index);
-    copy.view.setUint32(index * ENTRY_LENGTH, (high & ~ENTRY_COPIED) >>> 0);
-  }
-  return copy.bytes;
-}
-
-/** Writes a table to new clusters, after all counts; durable when done. @returns where, host bytes */
-async function writeTable(image: Qcow2Image, bytes: Uint8Array): Promise<number> {
-  const { allocation, geometry, metadata, file } = image;
-  const clusters = Math.ceil(bytes.byteLength / geometry.clusterSize);
-  const offset =
-    clusters === 0
-      ? 0
-      : (await allocation.run(() => allocateContiguousLocked(image, clusters))).offset;
-  await metadata.writeRefcounts();
-  if (clusters > 0) await file.write(offset, Buffer.from(bytes));
-  await file.flush();
-  return offset;
-}
-
-/** Another table of snapshots takes the old one's place, durably. */
-async function replaceTable(image: Qcow2Image, entries: readonly SnapshotEntry[]): Promise<void> {
-  const old = await snapshotTables(image);
-  const bytes = encodeSnapshotTables(entries);
-  if (bytes.byteLength > QCOW2_SNAPSHOT_TABLE_MAX) {
+/** @throws BlockError DF_TOO_LARGE */
+function snapshotChange(entries: readonly SnapshotEntry[]): {
+  readonly snapshots: Uint8Array;
+  readonly header: HeaderChange;
+} {
+  const snapshots = encodeSnapshotTables(entries);
+  if (snapshots.byteLength > QCOW2_SNAPSHOT_TABLE_MAX) {
     throw new BlockError('DF_TOO_LARGE', 'The table of snapshots has become too long');
   }
-  const offset = await writeTable(image, bytes);
-  const change: HeaderChange = {
-    snapshotCount: entries.length,
-    snapshotsOffset: BigInt(offset),
-  };
-  await image.header.update(change);
-  if (old.length > 0) release(image, old.offset, old.length);
-}
-
-/** Clusters of a table that nothing refers to any more. */
-function release(image: Qcow2Image, offset: number, bytes: number): void {
-  const length = alignUp(bytes, image.geometry.clusterSize);
-  if (length === 0) return;
-  const discard = image.options.passDiscard.other;
-  image.frees.add({ offset, length, table: true, discard });
+  return { snapshots, header: { snapshotCount: entries.length } };
 }
 
 /** One more than the largest number among the ids. */

@@ -4,6 +4,7 @@ import { QCOW2_COMPAT_LAZY_REFCOUNTS } from '../../../../protocol/qcow2/header.j
 import { systemClock } from '../../../base/clock.js';
 import { BlockError } from '../../../base/errors.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
+import { Mutex } from '../../../base/mutex.js';
 import type { BitmapStore } from '../../bitmap/bitmap-store.js';
 import {
   type BackingFile,
@@ -230,16 +231,19 @@ class Qcow2Driver implements BlockDriver {
     return { type: 'qcow2', data: specificInfo(this.#image, dataFilename) };
   }
 
+  /** A list is of one moment: it may be asked for while a snapshot is made. */
+  readonly #snapshotLock = new Mutex();
+
   readonly snapshots: InternalSnapshots = {
-    list: () => listSnapshots(this.#image),
-    create: (snapshot) => createSnapshot(this.#image, snapshot),
-    delete: (snapshot) => deleteSnapshot(this.#image, snapshot),
+    list: () => this.#snapshotLock.run(() => listSnapshots(this.#image)),
+    create: (snapshot) => this.#snapshotLock.run(() => createSnapshot(this.#image, snapshot)),
+    delete: (snapshot) => this.#snapshotLock.run(() => deleteSnapshot(this.#image, snapshot)),
     apply: async (wanted) => {
       // They would not tell of what becomes different now.
       if (this.#context.bitmaps.bitmaps.size > 0) {
         throw new BlockError('DF_IN_USE', 'Device has active dirty bitmaps');
       }
-      await applySnapshot(this.#image, wanted);
+      await this.#snapshotLock.run(() => applySnapshot(this.#image, wanted));
     },
   };
 

@@ -52,6 +52,16 @@ export class Refcounts {
     return this.#table;
   }
 
+  /** The same blocks and others that lie elsewhere; for counts that are not in force yet. */
+  staged(table: EntryTable): Refcounts {
+    return new Refcounts(this.#options, table);
+  }
+
+  /** The file has another table now, whose counts are as high at least. */
+  replaceTable(table: EntryTable): void {
+    this.#table = table;
+  }
+
   /** References to a cluster. */
   async refcount(cluster: number): Promise<number> {
     const { refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
