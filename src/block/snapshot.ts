@@ -4,7 +4,7 @@ import { BlockError } from '../base/errors.js';
 import { drained } from './drain.js';
 import type { ChildEdge } from './edge.js';
 import { type BlockGraph, isBelow, UNUSED_PERMISSIONS } from './graph.js';
-import type { BlockNode } from './node.js';
+import { BlockNode } from './node.js';
 import { PERM_CONSISTENT_READ } from './permissions.js';
 import { setReadOnlyLocked } from './reopen.js';
 import type { Change } from './transaction.js';
@@ -47,6 +47,13 @@ function checkOverlay(node: BlockNode, overlay: BlockNode): void {
   const refuse = (message: string): never => {
     throw new BlockError('DF_INVALID', message, { node: node.name });
   };
+  const above = [...node.parents].find(({ role }) => role === 'backing');
+  if (above !== undefined) {
+    // What is above it relies on its content.
+    const user = above.parent instanceof BlockNode ? above.parent.name : above.parent.describe();
+    const message = `Node '${node.name}' is busy: node is used as backing hd of '${user}'`;
+    throw new BlockError('DF_IN_USE', message, { node: node.name });
+  }
   if ((overlay.taken & PERM_CONSISTENT_READ) !== 0) refuse('The overlay is already in use');
   if (overlay.kind === 'filter') refuse('Filters cannot be used as overlays');
   if (overlay.children.has(BACKING)) refuse('The overlay already has a backing image');
