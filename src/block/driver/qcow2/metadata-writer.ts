@@ -217,7 +217,10 @@ export class MetadataWriter {
     if (discard) {
       for (let at = first; at < first + count; ) {
         let end = at;
-        while (end < first + count && (await refcounts.refcount(end)) === 1) end++;
+        for (; end < first + count; end++) {
+          const left = refcounts.refcount(end);
+          if ((typeof left === 'number' ? left : await left) !== 1) break;
+        }
         const bytes = Math.min(end * clusterSize, file.size) - at * clusterSize;
         if (bytes > 0 && end > at) await file.discard(at * clusterSize, bytes);
         at = Math.max(end, at + 1);

@@ -13,6 +13,7 @@ import {
 import { QCOW2_REFCOUNT_TABLE_MAX } from '../../../../protocol/qcow2/header.js';
 import { getRefcount, refcountBytes, setRefcount } from '../../../../protocol/qcow2/refcounts.js';
 import { BlockError } from '../../../base/errors.js';
+import type { MaybePromise } from '../../../base/maybe-promise.js';
 import type { Geometry } from './geometry.js';
 import { EntryTable } from './l1-table.js';
 import type { CachedTable, TableCache } from './table-cache.js';
@@ -63,7 +64,7 @@ export class Refcounts {
   }
 
   /** References to a cluster. */
-  async refcount(cluster: number): Promise<number> {
+  refcount(cluster: number): MaybePromise<number> {
     const { refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
     const offset = this.#blockOffset(Math.floor(cluster / perBlock));
     if (offset === 0) return 0;
@@ -126,6 +127,35 @@ export class Refcounts {
       at = end;
     }
     if (delta < 0 && first < this.#searchFrom) this.#searchFrom = first;
+  }
+
+  /**
+   * One reference less to each cluster that has more than one.
+   * @returns the others, whose counts stay
+   */
+  async decrementShared({ first, count }: ClusterRun): Promise<ClusterRun[]> {
+    const { refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
+    const last: { first: number; count: number }[] = [];
+    for (let at = first; at < first + count; ) {
+      const number = Math.floor(at / perBlock);
+      const end = Math.min(first + count, (number + 1) * perBlock);
+      const offset = this.#blockOffset(number);
+      if (offset === 0) throw this.#missing(at);
+      const from = at;
+      await this.#options.cache.with(offset, (block) => {
+        for (let cluster = from; cluster < end; cluster++) {
+          const now = getRefcount(block.view, order, cluster % perBlock);
+          const run = last.at(-1);
+          if (now > 1) setRefcount(block.view, order, cluster % perBlock, now - 1);
+          else if (run !== undefined && run.first + run.count === cluster) run.count++;
+          else last.push({ first: cluster, count: 1 });
+        }
+        const index = from % perBlock;
+        block.markDirty(...refcountBytes(order, index, index + end - from - 1));
+      });
+      at = end;
+    }
+    return last;
   }
 
   /** Sets a count outright: for repair. A count of 0 in a block that is not there needs nothing. */

@@ -51,20 +51,35 @@ function clustersOf(image: Qcow2Image, high: number, low: number): ClusterRun | 
 /** Indices of words: an extended entry has two, of which the first tells the cluster. */
 const entryStep = (image: Qcow2Image): number => (image.geometry.extendedL2 ? 2 : 1);
 
-/** All runs of clusters that a table and its L2 tables refer to; not the table's own. */
+/** All runs of clusters, as long as they are, that a table and its L2 tables refer to; not the table's own. */
 export async function* referenced(
   image: Qcow2Image,
   l1: L1Table,
 ): AsyncGenerator<ClusterRun & { readonly table: boolean }> {
   const { clusterSize } = image.geometry;
-  const step = entryStep(image);
   for await (const { table } of l2Tables(image, l1)) {
     yield { first: table.offset / clusterSize, count: 1, table: true };
-    for (let index = 0; index < table.entries; index += step) {
-      const run = clustersOf(image, table.high(index), table.low(index));
-      if (run !== undefined) yield { ...run, table: false };
+    for (const run of runsOf(image, table)) yield run;
+  }
+}
+
+/** What an L2 table refers to. Not part of the generator above: there it would be six times slower. */
+function runsOf(image: Qcow2Image, table: EntryTable): (ClusterRun & { table: false })[] {
+  const runs: { first: number; count: number; table: false }[] = [];
+  const step = entryStep(image);
+  const { entries } = table;
+  let joined: (typeof runs)[number] | undefined;
+  for (let index = 0; index < entries; index += step) {
+    const run = clustersOf(image, table.high(index), table.low(index));
+    if (run === undefined) continue;
+    if (joined !== undefined && joined.first + joined.count === run.first) {
+      joined.count += run.count;
+    } else {
+      joined = { first: run.first, count: run.count, table: false };
+      runs.push(joined);
     }
   }
+  return runs;
 }
 
 /** Marks in an L2 table what it has alone, by `counts`, so that all else is copied before it is written to. */
@@ -73,14 +88,34 @@ export async function markTable(
   table: EntryTable,
   counts: Refcounts,
 ): Promise<void> {
-  const step = entryStep(image);
-  for (let index = 0; index < table.entries; index += step) {
-    const high = table.high(index);
-    if ((high & ENTRY_COMPRESSED) !== 0) continue;
-    const run = clustersOf(image, high, table.low(index));
-    if (run === undefined) continue;
-    const alone = (await counts.refcount(run.first)) === 1;
-    const wanted = (alone ? high | ENTRY_COPIED : high & ~ENTRY_COPIED) >>> 0;
-    if (wanted !== high) table.set(index, wanted, table.low(index));
+  for (let index = 0; index < table.entries; index += entryStep(image)) {
+    index = markAtOnce(image, table, counts, index);
+    const run = clustersOf(image, table.high(index), table.low(index));
+    if (run !== undefined) mark(table, index, await counts.refcount(run.first));
   }
+}
+
+/** @returns the index of the first entry whose count is not in memory, or of the last */
+function markAtOnce(image: Qcow2Image, table: EntryTable, counts: Refcounts, from: number): number {
+  const step = entryStep(image);
+  const last = table.entries - step;
+  for (let index = from; index < last; index += step) {
+    const run = clustersOf(image, table.high(index), table.low(index));
+    if (run === undefined) continue;
+    const count = counts.refcount(run.first);
+    if (typeof count !== 'number') {
+      // Asked for again by who waits for it.
+      count.catch(() => undefined);
+      return index;
+    }
+    mark(table, index, count);
+  }
+  return last;
+}
+
+function mark(table: EntryTable, index: number, count: number): void {
+  const high = table.high(index);
+  if ((high & ENTRY_COMPRESSED) !== 0) return;
+  const wanted = (count === 1 ? high | ENTRY_COPIED : high & ~ENTRY_COPIED) >>> 0;
+  if (wanted !== high) table.set(index, wanted, table.low(index));
 }

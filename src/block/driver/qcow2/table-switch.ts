@@ -90,8 +90,8 @@ async function touchedBlocks(image: Qcow2Image, plan: TableSwitch): Promise<Set<
   const { clusterSize, refcountsPerBlock: perBlock } = image.geometry;
   const touched = new Set<number>();
   const touch = ({ first, count }: ClusterRun): void => {
-    touched.add(Math.floor(first / perBlock));
-    touched.add(Math.floor((first + count - 1) / perBlock));
+    const last = Math.floor((first + count - 1) / perBlock);
+    for (let number = Math.floor(first / perBlock); number <= last; number++) touched.add(number);
   };
   if (plan.gains) for await (const run of referenced(image, plan.source)) touch(run);
   for (const l1 of plan.released) for await (const run of referenced(image, l1)) touch(run);
@@ -168,29 +168,22 @@ async function stageCounts(
   const staged = refcounts.staged(table);
   if (plan.gains) {
     for await (const run of referenced(image, plan.source)) {
-      if (run.table) continue;
-      await eachCluster(run, (first) => staged.add({ first, count: 1 }, 1));
+      if (!run.table) await staged.add(run, 1);
     }
   }
-  const drop = (run: ClusterRun & { readonly table: boolean }): Promise<void> =>
-    eachCluster(run, async (first) => {
-      if ((await staged.refcount(first)) > 1) return staged.add({ first, count: 1 }, -1);
-      const discard = image.options.passDiscard.snapshot;
-      const { clusterSize } = geometry;
-      freed.add({ offset: first * clusterSize, length: clusterSize, table: run.table, discard });
-    });
+  const { clusterSize } = geometry;
+  const discard = image.options.passDiscard.snapshot;
+  const drop = async (run: ClusterRun & { readonly table: boolean }): Promise<void> => {
+    for (const { first, count } of await staged.decrementShared(run)) {
+      const [offset, length] = [first * clusterSize, count * clusterSize];
+      freed.add({ offset, length, table: run.table, discard });
+    }
+  };
   for (const l1 of plan.released) for await (const run of referenced(image, l1)) await drop(run);
   for (const offset of l2Offsets(plan.replaced)) {
-    await drop({ first: offset / geometry.clusterSize, count: 1, table: true });
+    await drop({ first: offset / clusterSize, count: 1, table: true });
   }
   return table;
-}
-
-async function eachCluster(
-  { first, count }: ClusterRun,
-  act: (cluster: number) => Promise<void>,
-): Promise<void> {
-  for (let cluster = first; cluster < first + count; cluster++) await act(cluster);
 }
 
 /** Writes all that is new, in no order: nothing refers to it yet. */
