@@ -24,6 +24,8 @@ export const REQ_NO_FALLBACK = 4;
 export const REQ_WRITE_UNCHANGED = 8;
 /** Read only: bring the data close (NBD_CMD_CACHE, copy-on-read); its content is not wanted. */
 export const REQ_PREFETCH = 16;
+/** Write only: store whole units compressed. See `compressedUnit` for who can, and what is a unit. */
+export const REQ_WRITE_COMPRESSED = 32;
 export type RequestFlags = number;
 
 /** What a driver asks of the requests that it gets. All in bytes; powers of two where alignment. */
@@ -41,6 +43,11 @@ export interface BlockLimits {
   readonly writeZeroesAlignment: number;
   readonly maxDiscard: number;
   readonly discardAlignment: number;
+  /**
+   * Writes with REQ_WRITE_COMPRESSED begin at multiples of this and end at one, or at the node's end. 0:
+   * nothing is compressed here.
+   */
+  readonly compressedUnit: number;
 }
 
 export const DEFAULT_LIMITS: BlockLimits = {
@@ -52,6 +59,7 @@ export const DEFAULT_LIMITS: BlockLimits = {
   writeZeroesAlignment: 1,
   maxDiscard: 0,
   discardAlignment: 1,
+  compressedUnit: 0,
 };
 
 // Flags of an extent, as block status reports them.

@@ -11,6 +11,7 @@ import {
   REQ_FUA,
   REQ_MAY_UNMAP,
   REQ_NO_FALLBACK,
+  REQ_WRITE_COMPRESSED,
   REQ_WRITE_UNCHANGED,
   type RequestFlags,
 } from './block-driver.js';
@@ -67,7 +68,8 @@ export function write(
   if (buffer.byteLength === 0) return;
   if (node.options.detectZeroes !== 'off' && isZero(buffer)) {
     const unmap = node.options.detectZeroes === 'unmap' ? REQ_MAY_UNMAP : 0;
-    return writeZeroes(node, offset, buffer.byteLength, flags | unmap);
+    const passed = flags & ~REQ_WRITE_COMPRESSED;
+    return writeZeroes(node, offset, buffer.byteLength, passed | unmap);
   }
   return writeLocked(node, offset, buffer, flags);
 }

@@ -149,6 +149,7 @@ function limitsOf(client: NbdClient): BlockLimits {
     writeZeroesAlignment: requestAlignment,
     maxDiscard: EFFECT_MAX,
     discardAlignment: requestAlignment,
+    compressedUnit: 0,
   };
 }
 

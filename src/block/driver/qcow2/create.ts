@@ -27,6 +27,7 @@ import { isPowerOfTwo } from '../../../base/byte-range.js';
 import { BlockError } from '../../../base/errors.js';
 import { KIB, MIB } from '../../../base/limits.js';
 import type { PreallocationMode } from '../../block-driver.js';
+import { codecFor } from './codec.js';
 import { layOut } from './header-state.js';
 import { Qcow2Image } from './image.js';
 import type { ImageIo } from './image-io.js';
@@ -190,6 +191,7 @@ function checkOptions(options: Qcow2CreateOptions): void {
       'Extended L2 entries are only supported with cluster sizes of at least 16384 bytes',
     );
   }
+  if (options.compressionType === 'zstd') codecFor(QCOW2_COMPRESSION_ZSTD);
   checkNames(options);
 }
 

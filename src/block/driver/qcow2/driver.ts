@@ -18,6 +18,7 @@ import {
   type FormatInfo,
   type InternalSnapshots,
   type OpenContext,
+  REQ_WRITE_COMPRESSED,
   type RequestFlags,
   type TruncateOptions,
 } from '../../block-driver.js';
@@ -44,6 +45,7 @@ import { readGuest } from './read.js';
 import { resizeGuest } from './resize.js';
 import { statusOf } from './status.js';
 import { writeGuest } from './write.js';
+import { writeCompressed } from './write-compressed.js';
 import { zeroGuest } from './zero.js';
 
 const FEATURES: DriverFeatures = {
@@ -91,6 +93,7 @@ class Qcow2Driver implements BlockDriver {
       ...DEFAULT_LIMITS,
       optimalTransfer: clusterSize,
       writeZeroesAlignment: subclusterSize,
+      compressedUnit: this.#image.hasDataFile ? 0 : clusterSize,
     };
     this.#startCleaning();
   }
@@ -172,9 +175,10 @@ class Qcow2Driver implements BlockDriver {
     return readGuest(this.#image, offset, buffer);
   }
 
-  write(offset: number, buffer: Buffer, _flags: RequestFlags): MaybePromise<void> {
+  write(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {
     this.#image.checkUsable();
     this.#checkEnd(offset, buffer.byteLength);
+    if ((flags & REQ_WRITE_COMPRESSED) !== 0) return writeCompressed(this.#image, offset, buffer);
     return writeGuest(this.#image, offset, buffer);
   }
 

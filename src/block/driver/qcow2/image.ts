@@ -15,6 +15,8 @@ import { Mutex } from '../../../base/mutex.js';
 import { RangeLock } from '../../../base/range-lock.js';
 import type { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
 import { ClusterMap } from './cluster-map.js';
+import { type ClusterCodec, codecFor } from './codec.js';
+import { CompressedSpace } from './compressed-space.js';
 import { DecompressedClusters } from './decompressed-clusters.js';
 import type { Geometry } from './geometry.js';
 import { HeaderState } from './header-state.js';
@@ -64,7 +66,10 @@ export class Qcow2Image {
   readonly map: ClusterMap;
   readonly metadata: MetadataWriter;
   readonly frees = new PendingFrees();
+  readonly codec: ClusterCodec;
   readonly decompressed: DecompressedClusters;
+  /** Where the next compressed cluster goes. */
+  readonly compressedSpace: CompressedSpace;
   /** For who allocates or frees host clusters. Nothing that waits for `metadata.commit` may hold it. */
   readonly allocation = new Mutex();
   /** Guest ranges, whole clusters, for who gives them other host clusters. */
@@ -87,6 +92,7 @@ export class Qcow2Image {
   #reported = false;
   #marking: Promise<void> | undefined;
 
+  /** @throws BlockError DF_NOT_SUPPORTED when nothing on this machine can decompress its clusters */
   constructor(opened: OpenedImage, options: Qcow2Options, context: ImageContext) {
     const { geometry } = opened;
     this.geometry = geometry;
@@ -118,6 +124,7 @@ export class Qcow2Image {
         replaceTable: (table) => this.metadata.replaceRefcountTable(table),
         tableReplaced: () => this.guard?.refresh(),
         blockAdded: (offset) => this.guard?.add('refcount-block', offset),
+        lowered: (run) => this.compressedSpace.forget(run),
       },
       opened.refcountTable,
     );
@@ -131,7 +138,9 @@ export class Qcow2Image {
       },
       new L1Table(opened.l1.offset, opened.l1.bytes),
     );
+    this.codec = codecFor(this.header.header.compressionType);
     this.decompressed = new DecompressedClusters(geometry.clusterSize);
+    this.compressedSpace = new CompressedSpace(this);
   }
 
   get file(): ImageIo {

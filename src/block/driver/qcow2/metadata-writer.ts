@@ -62,7 +62,8 @@ export class MetadataWriter {
 
   /** Writes everything, counts too, so that the file can be left as it is. */
   async finish(): Promise<void> {
-    const { header } = this.#image;
+    const { header, compressedSpace } = this.#image;
+    await compressedSpace.padFile();
     for (let round = 0; round < 4 && !this.clean; round++) await this.commit();
     if (!this.#lazy) return;
     await this.writeRefcounts();

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** Reads. What the cache and the files below have at hand completes at once. */
 import { compressedRange } from '../../../../protocol/qcow2/entries.js';
-import { QCOW2_COMPRESSION_ZLIB } from '../../../../protocol/qcow2/header.js';
-import { BlockError } from '../../../base/errors.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
 import { RUN_COMPRESSED, RUN_DATA, RUN_UNALLOCATED, RUN_ZERO, Run } from './cluster-map.js';
 import type { Qcow2Image } from './image.js';
 import { readPadded } from './image-io.js';
-import { inflateCluster } from './inflate.js';
 
 /** Filled and used up within one turn, so that a hit allocates nothing. */
 const found = new Run();
@@ -82,12 +79,6 @@ function readCompressed(
       fatal: true,
     });
   }
-  if (image.header.header.compressionType !== QCOW2_COMPRESSION_ZLIB) {
-    throw new BlockError(
-      'DF_NOT_SUPPORTED',
-      'Clusters compressed with zstd can not be read: Node.js 20 has no zstd',
-    );
-  }
   const decompressed = decompress(image, range.offset, range.length).then((cluster) => {
     cluster.copy(buffer, 0, from, from + buffer.byteLength);
   });
@@ -95,10 +86,10 @@ function readCompressed(
 }
 
 async function decompress(image: Qcow2Image, offset: number, length: number): Promise<Buffer> {
-  const { file, geometry, decompressed } = image;
+  const { file, geometry, decompressed, codec } = image;
   const compressed = Buffer.allocUnsafe(length);
   await readPadded(file, offset, compressed);
-  const cluster = await inflateCluster(compressed, geometry.clusterSize);
+  const cluster = await codec.decompress(compressed, geometry.clusterSize);
   decompressed.put(offset, cluster);
   return cluster;
 }

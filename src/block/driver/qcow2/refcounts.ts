@@ -33,6 +33,8 @@ export interface RefcountOptions {
   readonly tableReplaced: () => void;
   /** A cluster has become a refcount block. */
   readonly blockAdded: (offset: number) => void;
+  /** These have fewer references than before, maybe none. */
+  readonly lowered: (run: ClusterRun) => void;
 }
 
 /** All methods but `refcount` are for one caller at a time: who holds the image's allocation lock. */
@@ -126,7 +128,9 @@ export class Refcounts {
       );
       at = end;
     }
-    if (delta < 0 && first < this.#searchFrom) this.#searchFrom = first;
+    if (delta >= 0) return;
+    this.#options.lowered({ first, count });
+    if (first < this.#searchFrom) this.#searchFrom = first;
   }
 
   /**
@@ -171,6 +175,7 @@ export class Refcounts {
       setRefcount(block.view, order, index, value);
       block.markDirty(...refcountBytes(order, index, index));
     });
+    this.#options.lowered({ first: cluster, count: 1 });
     if (value === 0 && cluster < this.#searchFrom) this.#searchFrom = cluster;
   }
 

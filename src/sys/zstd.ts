@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Compression by zstd: of Node where it has it (22.15 and later), else of the system's libzstd, which is
+ * loaded when it is first asked for. The work is done in the thread pool.
+ */
+import * as zlib from 'node:zlib';
+import koffi from 'koffi';
+
+export interface Zstd {
+  /** @returns one frame; undefined: it would be longer than `lengthMax` bytes. `lengthMax` is at least 1. */
+  compress(source: Buffer, lengthMax: number): Promise<Buffer | undefined>;
+  /**
+   * Decompresses frames until they have given `length` bytes; what follows them is left alone.
+   * @throws Error when they give other than that, or are no frames
+   */
+  decompress(source: Buffer, length: number): Promise<Buffer>;
+}
+
+/** The file name under which dlopen(3) finds the library. */
+const LIBRARY = 'libzstd.so.1';
+/** Level of compression: the library's default. */
+const LEVEL = 3;
+/** Frames that one piece of data may consist of. Writers make one. */
+const FRAMES_MAX = 64;
+/** Room behind the result, so that Node need not ask again whether there is more. */
+const SPARE = 64;
+
+let loaded: Zstd | undefined;
+
+/** @throws Error that says what is missing, when neither Node nor the system has zstd */
+export function loadZstd(): Zstd {
+  loaded ??= zstdOfNode(zlib) ?? zstdOfLibrary(LIBRARY);
+  return loaded;
+}
+
+type Done = (error: Error | null, result: Buffer) => void;
+type NodeCall = (source: Buffer, options: object, done: Done) => void;
+
+/** What of node:zlib is not in all releases. */
+interface NodeZstd {
+  readonly zstdCompress?: NodeCall;
+  readonly zstdDecompress?: NodeCall;
+}
+
+/** Undefined: this release of Node has none. @param module node:zlib */
+export function zstdOfNode(module: object): Zstd | undefined {
+  const { zstdCompress, zstdDecompress } = module as NodeZstd;
+  if (zstdCompress === undefined || zstdDecompress === undefined) return undefined;
+  return {
+    compress: (source, lengthMax) =>
+      new Promise((resolve, reject) => {
+        const options = { maxOutputLength: lengthMax, chunkSize: lengthMax + SPARE };
+        zstdCompress(source, options, (error, result) => {
+          if (error === null) resolve(result);
+          else if ('code' in error && error.code === 'ERR_BUFFER_TOO_LARGE') resolve(undefined);
+          else reject(error);
+        });
+      }),
+    decompress: (source, length) =>
+      new Promise((resolve, reject) => {
+        const options = { maxOutputLength: length, chunkSize: length + SPARE };
+        zstdDecompress(source, options, (error, result) => {
+          if (error !== null) reject(error);
+          else if (result.byteLength !== length) reject(wrongLength(result.byteLength));
+          else resolve(result);
+        });
+      }),
+  };
+}
+
+/** A C function that returns a length, or an error as a negative number. */
+type Call<A extends unknown[]> = {
+  (...args: A): number;
+  async(...args: [...A, (error: unknown, result: number) => void]): void;
+};
+
+/**
+ * Decompression of a whole frame needs no window, so that what a frame asks for does not matter.
+ * @param name for dlopen(3) @throws Error
+ */
+export function zstdOfLibrary(name: string): Zstd {
+  const library = koffi.load(name);
+  // Errors are the largest values of size_t: as int64_t, small negative ones.
+  const compress = library.func(
+    'int64_t ZSTD_compress(void *out, size_t room, void *in, size_t length, int level)',
+  ) as unknown as Call<[Buffer, number, Buffer, number, number]>;
+  const decompress = library.func(
+    'int64_t ZSTD_decompress(void *out, size_t room, void *in, size_t length)',
+  ) as unknown as Call<[Buffer, number, Buffer, number]>;
+  const frameLength = library.func(
+    'int64_t ZSTD_findFrameCompressedSize(void *in, size_t length)',
+  ) as unknown as Call<[Buffer, number]>;
+  const errorName = library.func('const char *ZSTD_getErrorName(int64_t code)') as unknown as (
+    code: number,
+  ) => string;
+  const check = (result: number): number => {
+    if (result < 0) throw new Error(errorName(result));
+    return result;
+  };
+  return {
+    async compress(source, lengthMax) {
+      const result = Buffer.allocUnsafeSlow(lengthMax);
+      const length = await inPool(
+        ...[compress, result, lengthMax, source, source.byteLength, LEVEL],
+      );
+      if (length >= 0) return result.subarray(0, length);
+      if (errorName(length) === TOO_SMALL) return undefined;
+      throw new Error(errorName(length));
+    },
+    async decompress(source, length) {
+      const result = Buffer.allocUnsafeSlow(length);
+      let from = 0;
+      let done = 0;
+      for (let frames = 0; done < length && frames < FRAMES_MAX; frames++) {
+        const rest = source.subarray(from);
+        const frame = check(frameLength(rest, rest.byteLength));
+        const room = result.subarray(done);
+        done += check(await inPool(decompress, room, room.byteLength, rest, frame));
+        from += frame;
+      }
+      if (done !== length) throw wrongLength(done);
+      return result;
+    },
+  };
+}
+
+/** What the library calls a target that is too small. */
+const TOO_SMALL = 'Destination buffer is too small';
+
+function inPool<A extends unknown[]>(call: Call<A>, ...args: A): Promise<number> {
+  return new Promise((resolve, reject) => {
+    call.async(...args, (error, result) => {
+      if (error === null || error === undefined) resolve(result);
+      else reject(error);
+    });
+  });
+}
+
+const wrongLength = (length: number): Error => new Error(`the stream gives ${length} bytes`);
