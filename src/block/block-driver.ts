@@ -355,6 +355,8 @@ export interface DriverDefinition {
    * for others. @throws BlockError for one of its kind that is wrong
    */
   readonly fromFilename?: (filename: string) => MaybePromise<DriverOptions | undefined>;
+  /** It may have images that take compressed writes; see `compressedUnit` for those that do. */
+  readonly compresses?: boolean;
   /** How it makes images, where it does: `blockdev-create`. */
   readonly create?: ImageCreation;
 }

@@ -23,7 +23,7 @@ for one comma, or JSON that starts with {.
                           throttle           file=NODE,throttle-group=ID
                           quorum             children.0=NODE,children.1=NODE...,vote-threshold=N
                           qcow2, luks, copy-on-read, preallocate, copy-before-write,
-                          snapshot-access, blkdebug, blkverify, blklogwrites
+                          compress, snapshot-access, blkdebug, blkverify, blklogwrites
 
   --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT
   --nbd-server addr.type=unix,addr.path=PATH

@@ -5,6 +5,7 @@ import type { Secrets } from '../crypto/secrets.js';
 import { blkdebugDefinition } from '../filter/blkdebug/driver.js';
 import { blklogwritesDefinition } from '../filter/blklogwrites.js';
 import { blkverifyDefinition } from '../filter/blkverify.js';
+import { compressDefinition } from '../filter/compress.js';
 import { createCopyBeforeWriteDriver } from '../filter/copy-before-write.js';
 import { createCopyOnReadDriver } from '../filter/copy-on-read.js';
 import { preallocateDefinition } from '../filter/preallocate.js';
@@ -39,6 +40,7 @@ export function registerDrivers(graph: BlockGraph, groups: ThrottleGroups, secre
   drivers.register(createCopyBeforeWriteDriver((name) => graph.find(name)));
   drivers.register(snapshotAccessDefinition);
   drivers.register(preallocateDefinition);
+  drivers.register(compressDefinition);
   drivers.register(blkdebugDefinition);
   drivers.register(blkverifyDefinition);
   drivers.register(blklogwritesDefinition);

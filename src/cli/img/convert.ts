@@ -24,6 +24,7 @@ const OPTIONS = {
   'source-cache': { type: 'string', short: 'T' },
   'rate-limit': { type: 'string', short: 'r' },
   'num-coroutines': { type: 'string', short: 'm' },
+  compressed: { type: 'boolean', short: 'c' },
   bitmaps: { type: 'boolean' },
   'skip-broken-bitmaps': { type: 'boolean' },
   // Requests go out of order anyway.
@@ -54,6 +55,8 @@ export async function convert(args: string[]): Promise<number> {
       cache: cacheMode(values['source-cache'] ?? 'writeback'),
     });
     const { size } = source;
+    const compressed = values.compressed === true;
+    if (compressed && !noCreate) checkCompresses(session, format, values.options ?? []);
     if (values.bitmaps === true) checkBitmaps(source.root.node, { skipBroken });
     if (!noCreate) {
       await makeImage(session, { name: targetName, format, size, options: values.options ?? [] });
@@ -66,13 +69,14 @@ export async function convert(args: string[]): Promise<number> {
       cache: cacheMode(values.cache ?? 'unsafe'),
     });
     checkRoom(target, size);
+    if (compressed && target.limits.compressedUnit === 0) throw cannotCompress();
     if (values.bitmaps === true) checkKeepsBitmaps(target.root.node);
     // A new encrypted image reads as anything but zeroes.
     const isNewAndZero = !noCreate && target.root.node.driver.encrypted !== true;
     const bar = new ProgressBar(process.stderr, 'convert');
     try {
       await copyImage({
-        ...{ source, target, sparseLength, requestsMax, speed },
+        ...{ source, target, sparseLength, requestsMax, speed, compressed },
         targetIsZero: isNewAndZero || values['target-is-zero'] === true,
         progress: (done, total) => {
           if (values.progress === true && values.quiet !== true) bar.show(done, total);
@@ -93,6 +97,27 @@ function checkRoom(target: BlockBackend, size: number): void {
   const text = `the target has ${target.size} bytes, ${size} are needed`;
   throw new BlockError('DF_INVALID', `output file is smaller than input file: ${text}`);
 }
+
+/** Before anything is made. @throws BlockError in QEMU's words */
+function checkCompresses(
+  { graph: { drivers } }: ImageSession,
+  format: string,
+  options: readonly string[],
+): void {
+  if (drivers.names.includes(format) && drivers.get(format).compresses !== true) {
+    throw cannotCompress();
+  }
+  if (options.some((text) => /(^|,)preallocation=(?!off(,|$))/.test(text))) {
+    throw notBoth('preallocation');
+  }
+  if (options.some((text) => /(^|,)encrypt[.=]/.test(text))) throw notBoth('encryption');
+}
+
+const cannotCompress = (): BlockError =>
+  new BlockError('DF_NOT_SUPPORTED', 'Compression not supported for this file format');
+
+const notBoth = (what: string): BlockError =>
+  new BlockError('DF_NOT_SUPPORTED', `Compression and ${what} not supported at the same time`);
 
 function parseSparse(text: string): number {
   const length = parseSize(text, '-S');

@@ -6,7 +6,7 @@ import type { MaybePromise } from '../../base/maybe-promise.js';
 import { RateLimit } from '../../base/rate-limit.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
-import { REQ_MAY_UNMAP, STATUS_ZERO } from '../../block/block-driver.js';
+import { REQ_MAY_UNMAP, REQ_WRITE_COMPRESSED, STATUS_ZERO } from '../../block/block-driver.js';
 import { isZero } from '../../block/shaped-requests.js';
 import { CopyLoop, type CopyTarget } from '../../job/copy-loop.js';
 import { COPY_WINDOW_MAX } from '../../job/copy-window.js';
@@ -28,6 +28,8 @@ export interface CopyImageOptions {
    * 0: everything is written, so that the target has room for it.
    */
   readonly sparseLength: number;
+  /** Store whole clusters compressed; the target must be one that can. */
+  readonly compressed?: boolean;
   /** Requests in flight at most. */
   readonly requestsMax?: number | undefined;
   /** Bytes a second; 0: no limit. */
@@ -39,7 +41,9 @@ export interface CopyImageOptions {
 export async function copyImage(options: CopyImageOptions): Promise<void> {
   const { source, target, offset = 0, progress } = options;
   const size = options.length ?? source.size - offset;
-  const bitmap = new DirtyBitmap({ size, granularity: GRANULE });
+  const unit = options.compressed === true ? target.limits.compressedUnit : 0;
+  const granularity = Math.max(GRANULE, unit);
+  const bitmap = new DirtyBitmap({ size, granularity });
   const sparse = options.sparseLength > 0;
   await markWanted(bitmap, options, size);
   let done = size - Math.min(size, bitmap.count);
@@ -51,9 +55,9 @@ export async function copyImage(options: CopyImageOptions): Promise<void> {
       blockStatus: (at, length) => source.blockStatus(offset + at, length),
       generation: 0,
     },
-    target: sparse ? sparseTarget(options) : target,
+    target: sparse ? sparseTarget(options, unit) : plainTarget(target, unit),
     rate: new RateLimit(options.speed ?? 0, () => performance.now()),
-    chunkLength: CHUNK_LENGTH,
+    chunkLength: Math.max(CHUNK_LENGTH, granularity),
     windowLength: WINDOW_LENGTH,
     windowLengthMax: COPY_WINDOW_MAX,
     unmap: sparse,
@@ -84,15 +88,44 @@ async function markWanted(
   }
 }
 
-/** Writes what is data, and leaves out (or zeroes) runs of zeroes within it. */
-function sparseTarget({ target, targetIsZero, sparseLength }: CopyImageOptions): CopyTarget {
+/** @param unit bytes that are compressed together; 0: nothing is */
+function plainTarget(target: BlockBackend, unit: number): CopyTarget {
+  if (unit === 0) return target;
+  return {
+    write(offset, buffer) {
+      const end = offset + buffer.byteLength;
+      // The end of the source, where the target is longer, is no whole cluster.
+      const whole = end === target.size ? end : Math.max(end - (end % unit), offset);
+      const pending = target.write(
+        offset,
+        buffer.subarray(0, whole - offset),
+        REQ_WRITE_COMPRESSED,
+      );
+      if (whole === end) return pending;
+      return Promise.resolve(pending).then(() =>
+        target.write(whole, buffer.subarray(whole - offset)),
+      );
+    },
+    writeZeroes: (offset, length, flags) => target.writeZeroes(offset, length, flags),
+  };
+}
+
+/**
+ * Writes what is data, and leaves out (or zeroes) runs of zeroes within it.
+ * @param unit as for `plainTarget`; only a whole one is left out then
+ */
+function sparseTarget(
+  { target, targetIsZero, sparseLength }: CopyImageOptions,
+  unit: number,
+): CopyTarget {
+  const data = plainTarget(target, unit);
   const zero = (offset: number, length: number): MaybePromise<void> => {
     if (!targetIsZero) return target.writeZeroes(offset, length, REQ_MAY_UNMAP);
   };
   const write = async (offset: number, buffer: Buffer): Promise<void> => {
-    for (const { start, end, isData } of runs(offset, buffer, sparseLength)) {
+    for (const { start, end, isData } of runs(offset, buffer, unit === 0 ? sparseLength : unit)) {
       const part = buffer.subarray(start, end);
-      await (isData ? target.write(offset + start, part) : zero(offset + start, end - start));
+      await (isData ? data.write(offset + start, part) : zero(offset + start, end - start));
     }
   };
   return { write, writeZeroes: (offset, length) => zero(offset, length) };

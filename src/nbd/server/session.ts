@@ -58,13 +58,18 @@ export interface BlockSizes {
   readonly maximum: number;
 }
 
+/** Of the specification, bytes. */
+const MINIMUM_MAX = 65536;
 const PREFERRED_MIN = 4096;
 const PREFERRED_MAX = NBD_PAYLOAD_MAX;
 
 /** @see proto.md "Size constraints" for what the three have to be */
 export function blockSizes(exported: NbdExport): BlockSizes {
-  const { requestAlignment, optimalTransfer } = exported.backend.limits;
-  const minimum = Math.max(1, requestAlignment);
+  const { limits, size } = exported.backend;
+  const { requestAlignment, optimalTransfer } = limits;
+  // A node pads what is smaller than its blocks. Clients could not reach the end of one that is no multiple.
+  let minimum = Math.min(Math.max(1, requestAlignment), MINIMUM_MAX);
+  while (size % minimum !== 0) minimum /= 2;
   const wished = Math.max(minimum, optimalTransfer, PREFERRED_MIN);
   const preferred = Math.min(2 ** Math.floor(Math.log2(wished)), PREFERRED_MAX);
   return { minimum, preferred: Math.max(preferred, minimum), maximum: NBD_PAYLOAD_MAX };

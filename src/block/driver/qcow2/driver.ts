@@ -408,5 +408,6 @@ export const qcow2Driver: DriverDefinition = {
   ],
   open: (options, context) => Qcow2Driver.open(options, context),
   impliedChildren,
+  compresses: true,
   create: qcow2Creation,
 };

@@ -129,9 +129,11 @@ describe('what an export offers', () => {
   });
 
   it('takes block sizes from the node, legal ones whatever it says', () => {
-    const sizes = (limits: object) => blockSizes(exported({}, { limits }));
+    const sizes = (limits: object, size = 1 << 20) => blockSizes(exported({}, { limits, size }));
     expect(sizes({})).toEqual({ minimum: 1, preferred: 4096, maximum: 32 << 20 });
     expect(sizes({ requestAlignment: 65536 })).toMatchObject({ minimum: 65536, preferred: 65536 });
+    expect(sizes({ requestAlignment: 1 << 20 })).toMatchObject({ minimum: 65536 });
+    expect(sizes({ requestAlignment: 65536 }, 66048)).toMatchObject({ minimum: 512 });
     expect(sizes({ optimalTransfer: 100_000 })).toMatchObject({ preferred: 65536 });
     expect(sizes({ optimalTransfer: 1 << 30 })).toMatchObject({ preferred: 32 << 20 });
   });
