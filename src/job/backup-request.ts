@@ -36,6 +36,7 @@ export type CheckedBackup = Pick<
   | 'requestsMax'
   | 'chunkLengthMax'
   | 'discardSource'
+  | 'compress'
 >;
 
 const WORKERS_DEFAULT = 256;
@@ -43,7 +44,17 @@ const WORKERS_MAX = 2 ** 31 - 1;
 
 /** @throws BlockError DF_INVALID, DF_NOT_FOUND, DF_NOT_SUPPORTED, or why the bitmap can't be used */
 export function checkBackup(request: BackupRequest): CheckedBackup {
-  return { ...checkBackupSettings(request), target: request.target };
+  const { target, compress } = request;
+  const settings = checkBackupSettings(request);
+  const unit = target.limits.compressedUnit;
+  if (compress && unit === 0) throw cannotCompress();
+  const clusterLength = Math.max(settings.clusterLength, compress ? unit : 0);
+  return { ...settings, clusterLength, target };
+}
+
+/** The space at the end is where QEMU names a device, which a node has not. */
+export function cannotCompress(): BlockError {
+  return new BlockError('DF_NOT_SUPPORTED', 'Compression is not supported for this drive ');
 }
 
 /** What can be said before there is a target. @throws as `checkBackup` */
@@ -52,10 +63,6 @@ export function checkBackupSettings(
 ): Omit<CheckedBackup, 'target'> {
   const { source, sync, compress, speed } = request;
   const { bitmap, mode } = checkSyncBitmap(request);
-  if (compress) {
-    // The space is where QEMU names a device, which a node has not.
-    throw new BlockError('DF_NOT_SUPPORTED', 'Compression is not supported for this drive ');
-  }
   const { maxWorkers = WORKERS_DEFAULT, maxChunk = 0, minClusterSize = 0 } = request;
   if (maxWorkers < 1 || maxWorkers > WORKERS_MAX) {
     throw new BlockError('DF_INVALID', `max-workers must be between 1 and ${WORKERS_MAX}`);
@@ -72,6 +79,7 @@ export function checkBackupSettings(
     bitmap,
     bitmapMode: mode,
     speed,
+    compress,
     clusterLength: Math.max(clusterLengthOf(minClusterSize), snapshotCluster(request)),
     discardSource: request.discardSource ?? false,
     requestsMax: maxWorkers,

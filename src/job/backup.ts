@@ -23,7 +23,7 @@ import { insertFilter, removeFilterLocked } from '../block/insert-filter.js';
 import type { BlockNode } from '../block/node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ } from '../block/permissions.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
-import { CopyLoop } from './copy-loop.js';
+import { CopyLoop, type CopyTarget } from './copy-loop.js';
 import { COPY_WINDOW_MAX } from './copy-window.js';
 import { SourceDiscards } from './source-discards.js';
 import type { BitmapSyncMode } from './sync-bitmap.js';
@@ -54,6 +54,8 @@ export interface BackupOptions extends BlockJobOptions {
   readonly chunkLengthMax: number;
   /** The source is a snapshot-access node: what has reached the target's storage leaves the snapshot. */
   readonly discardSource?: boolean | undefined;
+  /** Store compressed data; the target can, and `clusterLength` is a multiple of what it compresses. */
+  readonly compress?: boolean | undefined;
   readonly onCbwError?: OnCbwError | undefined;
   /** Milliseconds; 0: no limit. */
   readonly cbwTimeoutMs?: number | undefined;
@@ -165,7 +167,7 @@ export class BackupJob extends BlockJob {
   }
 
   async #insert(): Promise<CopyBeforeWriteDriver> {
-    const { sync, bitmap, clusterLength, onCbwError, cbwTimeoutMs } = this.#options;
+    const { sync, bitmap, clusterLength, compress, onCbwError, cbwTimeoutMs } = this.#options;
     let made: CopyBeforeWriteDriver | undefined;
     this.#filter = await insertFilter(this.#graph, this.source, {
       name: this.#options.filterNodeName,
@@ -178,6 +180,7 @@ export class BackupJob extends BlockJob {
           onCbwError,
           timeoutMs: cbwTimeoutMs,
           clusterLength,
+          compress,
           bitmap: sync === 'bitmap' ? bitmap : undefined,
         });
         return made;
@@ -205,7 +208,11 @@ export class BackupJob extends BlockJob {
   #makeLoop(copies: SnapshotCopies): CopyLoop {
     const { clusterLength, chunkLengthMax, requestsMax } = this.#options;
     const chunk = chunkLengthMax === 0 ? CHUNK_LENGTH : Math.min(chunkLengthMax, WINDOW_LENGTH);
-    const { source, target, size, bitmap } = copies;
+    const { source, size, bitmap } = copies;
+    const target: CopyTarget = {
+      write: (offset, buffer) => copies.target.write(offset, buffer, copies.writeFlags),
+      writeZeroes: (offset, length, flags) => copies.target.writeZeroes(offset, length, flags),
+    };
     return new CopyLoop({
       bitmap,
       size,

@@ -218,7 +218,12 @@ describe('drive-mirror', () => {
     ]) {
       await qmp.refused('drive-mirror', { ...JOB, target, ...wrong });
     }
-    for (const wrong of [{ speed: -1 }, { sync: 'bitmap' }, { compress: true }, { 'job-id': '' }]) {
+    for (const wrong of [
+      { speed: -1 },
+      { sync: 'bitmap' },
+      { compress: true, format: 'raw' },
+      { 'job-id': '' },
+    ]) {
       await qmp.refused('drive-backup', { ...JOB, target, ...wrong });
     }
     expect(existsSync(target)).toBe(false);

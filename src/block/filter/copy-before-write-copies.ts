@@ -13,7 +13,12 @@ import { BlockError } from '../../base/errors.js';
 import { KIB, MIB } from '../../base/limits.js';
 import { RangeLock } from '../../base/range-lock.js';
 import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
-import { REQ_MAY_UNMAP, STATUS_ZERO } from '../block-driver.js';
+import {
+  REQ_MAY_UNMAP,
+  REQ_WRITE_COMPRESSED,
+  type RequestFlags,
+  STATUS_ZERO,
+} from '../block-driver.js';
 import { type ChainExtent, chainStatus } from '../block-status.js';
 import type { ChildEdge } from '../edge.js';
 import type { BlockNode } from '../node.js';
@@ -37,6 +42,8 @@ export interface SnapshotOptions {
   readonly clusterLength: number;
   /** What belongs to the snapshot, as marked now; absent: all. */
   readonly bitmap?: DirtyBitmap | undefined;
+  /** Store compressed data: `clusterLength` is a multiple of what the target compresses. */
+  readonly compress?: boolean | undefined;
 }
 
 /** A copy that is under way. */
@@ -52,6 +59,10 @@ export class SnapshotCopies {
   readonly clusterLength: number;
   /** Bytes. */
   readonly size: number;
+  /** How copies are written to the target. */
+  readonly writeFlags: RequestFlags;
+  /** Copies begin and end at multiples of it, bytes. */
+  readonly #writeUnit: number;
   /** What is still to be copied. Who clears bits of it calls `begin` in the same instant. */
   readonly bitmap: DirtyBitmap;
   /** Called when a copy that a write made necessary has ended well, with its length in bytes. */
@@ -69,11 +80,13 @@ export class SnapshotCopies {
   readonly #idle: (() => void)[] = [];
 
   /** @throws BlockError DF_INVALID for a target that is too small or a bitmap of another size */
-  constructor({ source, target, clusterLength, bitmap }: SnapshotOptions) {
+  constructor({ source, target, clusterLength, bitmap, compress }: SnapshotOptions) {
     this.source = source;
     this.target = target;
     this.clusterLength = clusterLength;
     this.size = source.size;
+    this.writeFlags = compress === true ? REQ_WRITE_COMPRESSED : 0;
+    this.#writeUnit = compress === true ? target.limits.compressedUnit : 1;
     if (target.size < this.size) {
       throw new BlockError('DF_INVALID', 'Source and target image have different sizes');
     }
@@ -279,22 +292,24 @@ export class SnapshotCopies {
 
   async #transfer(offset: number, length: number): Promise<void> {
     const { source, target } = this;
-    const buffer = Buffer.allocUnsafeSlow(Math.min(length, CHUNK_LENGTH));
+    const unit = this.#writeUnit;
+    const chunkLength = Math.max(CHUNK_LENGTH, unit);
+    const buffer = Buffer.allocUnsafeSlow(Math.min(length, chunkLength));
     for (let at = offset; at < offset + length; ) {
       let piece = offset + length - at;
-      if (piece > CHUNK_LENGTH) {
+      if (piece > chunkLength) {
         const extent = await chainStatus(source.node, at, piece);
-        piece = extent.length;
-        if ((extent.flags & STATUS_ZERO) !== 0) {
+        if (extent.length < piece) piece = Math.max(alignDown(extent.length, unit), unit);
+        if ((extent.flags & STATUS_ZERO) !== 0 && piece <= extent.length) {
           await target.writeZeroes(at, piece, REQ_MAY_UNMAP);
           at += piece;
           continue;
         }
       }
-      const data = buffer.subarray(0, Math.min(piece, CHUNK_LENGTH));
+      const data = buffer.subarray(0, Math.min(piece, chunkLength));
       await source.read(at, data);
       if (isZero(data)) await target.writeZeroes(at, data.byteLength, REQ_MAY_UNMAP);
-      else await target.write(at, data);
+      else await target.write(at, data, this.writeFlags);
       at += data.byteLength;
     }
   }

@@ -44,6 +44,8 @@ export interface CopyBeforeWriteOptions {
   readonly bitmap?: DirtyBitmap | undefined;
   /** @see clusterLengthOf */
   readonly clusterLength: number;
+  /** @see SnapshotOptions */
+  readonly compress?: boolean | undefined;
 }
 
 /** @param lookup finds the node of the option `bitmap` */
@@ -108,10 +110,10 @@ export class CopyBeforeWriteDriver extends PassThroughDriver {
 
   constructor(child: ChildEdge, target: ChildEdge, options: CopyBeforeWriteOptions) {
     super('copy-before-write', child);
-    const { clusterLength, bitmap } = options;
+    const { clusterLength, bitmap, compress } = options;
     this.target = target;
     this.#options = options;
-    this.copies = new SnapshotCopies({ source: child, target, clusterLength, bitmap });
+    this.copies = new SnapshotCopies({ source: child, target, clusterLength, bitmap, compress });
   }
 
   /**

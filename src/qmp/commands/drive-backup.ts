@@ -5,6 +5,7 @@ import type { Infer } from '../../../protocol/qapi/types.js';
 import { drained } from '../../block/drain.js';
 import type { BlockNode } from '../../block/node.js';
 import { applyChanges, type Change } from '../../block/transaction.js';
+import { cannotCompress } from '../../job/backup-request.js';
 import type { JobTransaction } from '../../job/job-transaction.js';
 import type { CommandRegistry } from '../registry.js';
 import { type BackupServices, backupStart, checkBackupArguments } from './backup.js';
@@ -51,6 +52,7 @@ export class DriveBackup {
     if (args.sync === 'top' && below === undefined) this.#sync = 'full';
     jobs.checkFree(args['job-id'] ?? args.device);
     checkBackupArguments(args, source);
+    if (args.compress === true) this.#checkCompresses(args.format ?? source.driver.name);
     const backings = {
       top: below,
       none: source,
@@ -65,6 +67,13 @@ export class DriveBackup {
       options: TARGET_OPTIONS,
     });
     this.#node = node;
+  }
+
+  /** Told before anything is made; of an image that is there `checkBackup` tells. */
+  #checkCompresses(format: string): void {
+    const { drivers } = this.#services.graph;
+    if (!drivers.names.includes(format) || drivers.get(format).compresses === true) return;
+    throw cannotCompress();
   }
 
   /** The change that makes the job and starts it; `open` has to come before its preparation. */
