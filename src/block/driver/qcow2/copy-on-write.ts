@@ -34,6 +34,17 @@ export async function writeAround(
   offset: number,
   buffer: Buffer,
 ): Promise<void> {
+  await writeUnits(image, copying, offset, buffer);
+  // Not before: a barrier that came meanwhile did not take it along.
+  image.metadata.unsettle();
+}
+
+async function writeUnits(
+  image: Qcow2Image,
+  copying: Copying,
+  offset: number,
+  buffer: Buffer,
+): Promise<void> {
   const { start, host, unit, fresh } = copying;
   const end = offset + buffer.byteLength;
   if (offset % unit === 0 && end % unit === 0) return writePart(image, copying, offset, buffer);
@@ -47,7 +58,6 @@ export async function writeAround(
   const to = fresh && tail.zero ? end : tail.to;
   if (from === offset && to === end) return writePart(image, copying, offset, buffer);
   if (!image.hasDataFile) image.checkOverlap(host + from - start, to - from);
-  image.metadata.unsettle();
   const { data } = image;
   if (to - from <= QCOW2_JOINED_WRITE_MAX) {
     const joined = Buffer.allocUnsafe(to - from);

@@ -156,7 +156,6 @@ export class MetadataWriter {
       const { table } = refcounts;
       const blocks = refcountCache.takeDirty();
       const chunks = table.takeDirty();
-      if (blocks.length > 0) this.#unsettled = true;
       try {
         for (const { offset } of blocks) {
           this.#checkTable(offset, geometry.clusterSize, 'refcount block');
@@ -164,7 +163,6 @@ export class MetadataWriter {
         await this.#writeCopies(blocks);
         if (chunks.length > 0) {
           await file.flush();
-          this.#unsettled = true;
           for (const { from, bytes } of chunks) await file.write(table.offset + from, bytes);
         }
       } catch (error) {
@@ -172,6 +170,8 @@ export class MetadataWriter {
         table.putBack(chunks);
         throw error;
       }
+      // Not before: a barrier that came meanwhile did not take them along.
+      if (blocks.length + chunks.length > 0) this.#unsettled = true;
       refcountCache.written(blocks, 'done');
     });
   }
