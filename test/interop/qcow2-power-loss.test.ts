@@ -27,6 +27,7 @@ async function runOne(seed: number): Promise<void> {
   const extended = clusterSize >= 16 * KIB && random.below(2) === 0;
   const lazy = random.below(4) === 0;
   const refcountBits = random.pick([8, 16, 64]);
+  const compresses = random.below(2) === 0;
   await createImage(
     path,
     size,
@@ -55,7 +56,7 @@ async function runOne(seed: number): Promise<void> {
     graph,
   );
   const { node } = used;
-  const model = new ImageModel({ random, content, clusterSize, discards: true });
+  const model = new ImageModel({ random, content, clusterSize, discards: true, compresses });
   const losses: Loss[] = [];
   let flushed = Buffer.from(content);
   for (let round = 0; round < ROUNDS; round++) {

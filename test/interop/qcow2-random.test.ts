@@ -32,6 +32,7 @@ interface Parameters {
   readonly size: number;
   /** Clusters may be shared with internal snapshots. */
   readonly snapshots: boolean;
+  readonly compresses: boolean;
 }
 
 function parameters(random: Random): Parameters {
@@ -50,8 +51,14 @@ function parameters(random: Random): Parameters {
   }
   if (!backing) options.push(`preallocation=${random.pick(['off', 'off', 'metadata', 'falloc'])}`);
   const size = random.pick([64 * KIB, 1 * MIB + 512, 3 * MIB, 9 * MIB - 1536]);
-  const snapshots = version === 3 && refcountBits > 2;
-  return { clusterSize, options: options.join(','), backing, version, size, snapshots };
+
+  const compresses = random.below(2) === 0;
+  // Each compressed cluster counts, in every snapshot.
+  const snapshots = version === 3 && refcountBits > (compresses ? 8 : 2);
+  if (compresses && version === 3) {
+    options.push(`compression_type=${random.pick(['zlib', 'zstd'])}`);
+  }
+  return { clusterSize, options: options.join(','), backing, version, size, snapshots, compresses };
 }
 
 /** Options of our node: small caches, so that tables come and go. */
@@ -69,7 +76,8 @@ async function runOne(seed: number, keep: string | undefined): Promise<void> {
   const scope = testScope();
   const dir = await scope.tempDir();
   const random = new Random(seed * 7919);
-  const { clusterSize, options, backing, version, size, snapshots } = parameters(random);
+  const { clusterSize, options, backing, version, size, snapshots, compresses } =
+    parameters(random);
   const moments: { name: string; content: Buffer }[] = [];
   const path = join(dir, 'image');
   let content: Buffer = Buffer.alloc(size);
@@ -86,6 +94,7 @@ async function runOne(seed: number, keep: string | undefined): Promise<void> {
     content,
     clusterSize,
     discards: !(backing && version === 2),
+    compresses,
   });
   for (let round = 0; round < 3; round++) {
     const inner = new Scope();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Random requests on an image and on a buffer in memory, which must stay equal. */
-import { REQ_FUA, REQ_MAY_UNMAP } from '../../src/block/block-driver.js';
+import { REQ_FUA, REQ_MAY_UNMAP, REQ_WRITE_COMPRESSED } from '../../src/block/block-driver.js';
 import type { NodeLike } from '../suite/block-driver.suite.js';
 import { contentOf, expectEqual, KIB, pattern } from './qcow2.js';
 
@@ -38,6 +38,8 @@ export interface ModelOptions {
   readonly clusterSize: number;
   /** Discarded clusters may keep their bytes or show what is below: those parts are not compared. */
   readonly discards: boolean;
+  /** Some writes are of whole clusters, to be compressed. */
+  readonly compresses?: boolean;
 }
 
 /** Bytes that an image should have. */
@@ -67,7 +69,10 @@ export class ImageModel {
   }
 
   async #request(node: NodeLike, from: number, room: number): Promise<void> {
-    const { random, clusterSize, discards } = this.#options;
+    const { random, clusterSize, discards, compresses } = this.#options;
+    if (compresses === true && random.below(3) === 0) {
+      return this.#writeCompressed(node, from, from + room);
+    }
     const unit = random.pick([1, 512, 4 * KIB, clusterSize, clusterSize]);
     const start = Math.min(Math.floor((from + random.below(room)) / unit) * unit, from + room - 1);
     const offset = Math.max(start, from);
@@ -90,6 +95,28 @@ export class ImageModel {
     bytes.copy(this.content, offset);
     this.touched.fill(1, offset, offset + length);
     await node.write(offset, bytes, this.#options.random.below(20) === 0 ? REQ_FUA : 0);
+  }
+
+  /** Whole clusters between two places, of which some don't shrink. */
+  async #writeCompressed(node: NodeLike, from: number, to: number): Promise<void> {
+    const { random, clusterSize } = this.#options;
+    const first = Math.ceil(from / clusterSize);
+    const clusters = Math.floor(to / clusterSize) - first;
+    const start = (first + random.below(Math.max(clusters, 1))) * clusterSize;
+    const wanted = start + (1 + random.below(9)) * clusterSize;
+    const toEnd = to === this.content.byteLength && start < to;
+    const end = toEnd ? Math.min(wanted, to) : Math.min(wanted, (first + clusters) * clusterSize);
+    if (end <= start) return;
+    this.#writes++;
+    const bytes = pattern(end - start, this.#writes);
+    for (let at = 0; at < bytes.byteLength; at += clusterSize) {
+      const last = Math.min(at + clusterSize, bytes.byteLength);
+      const filled = random.below(4) > 0 ? random.below(last - at) : 0;
+      bytes.fill(this.#writes, last - filled, last);
+    }
+    bytes.copy(this.content, start);
+    this.touched.fill(1, start, end);
+    await node.write(start, bytes, REQ_WRITE_COMPRESSED);
   }
 
   async #zero(node: NodeLike, offset: number, length: number): Promise<void> {
