@@ -121,6 +121,35 @@ export function toSystemError(error: unknown): unknown {
   return new SystemError(Math.abs(error.errno), syscall);
 }
 
+/** Calls in the pool at a time, those that wait for a thread included: koffi refuses the 257th. */
+const POOL_CALLS_MAX = 192;
+let poolCalls = 0;
+const poolQueue: (() => void)[] = [];
+
+/** Starts a call on the thread pool, or has it wait for its turn: there may be any number of them. */
+export function startInPool<A extends unknown[]>(
+  call: NativeCall<A>,
+  args: A,
+  done: (error: unknown, result: number) => void,
+): void {
+  if (poolCalls >= POOL_CALLS_MAX) {
+    poolQueue.push(() => startInPool(call, args, done));
+    return;
+  }
+  poolCalls++;
+  const ended = (error: unknown, result: number): void => {
+    poolCalls--;
+    // First: the errno of the call is that of the last one on this thread.
+    done(error, result);
+    poolQueue.shift()?.();
+  };
+  try {
+    call.async(...args, ended);
+  } catch (error) {
+    ended(error, -1);
+  }
+}
+
 /** Runs a call on the thread pool, again when a signal interrupted it. @throws SystemError */
 export function inPool<A extends unknown[]>(
   call: NativeCall<A>,
@@ -129,7 +158,7 @@ export function inPool<A extends unknown[]>(
 ): Promise<number> {
   return new Promise((resolve, reject) => {
     const submit = (): void =>
-      call.async(...args, (error, result) => {
+      startInPool(call, args, (error, result) => {
         if (error !== null && error !== undefined) return reject(error);
         if (result >= 0) return resolve(result);
         const errno = koffi.errno();
