@@ -5,6 +5,7 @@
  */
 import * as zlib from 'node:zlib';
 import koffi from 'koffi';
+import { type NativeCall, startInPool } from './linux.js';
 
 export interface Zstd {
   /** @returns one frame; undefined: it would be longer than `lengthMax` bytes. `lengthMax` is at least 1. */
@@ -68,12 +69,6 @@ export function zstdOfNode(module: object): Zstd | undefined {
   };
 }
 
-/** A C function that returns a length, or an error as a negative number. */
-type Call<A extends unknown[]> = {
-  (...args: A): number;
-  async(...args: [...A, (error: unknown, result: number) => void]): void;
-};
-
 /**
  * Decompression of a whole frame needs no window, so that what a frame asks for does not matter.
  * @param name for dlopen(3) @throws Error
@@ -83,13 +78,13 @@ export function zstdOfLibrary(name: string): Zstd {
   // Errors are the largest values of size_t: as int64_t, small negative ones.
   const compress = library.func(
     'int64_t ZSTD_compress(void *out, size_t room, void *in, size_t length, int level)',
-  ) as unknown as Call<[Buffer, number, Buffer, number, number]>;
+  ) as unknown as NativeCall<[Buffer, number, Buffer, number, number]>;
   const decompress = library.func(
     'int64_t ZSTD_decompress(void *out, size_t room, void *in, size_t length)',
-  ) as unknown as Call<[Buffer, number, Buffer, number]>;
+  ) as unknown as NativeCall<[Buffer, number, Buffer, number]>;
   const frameLength = library.func(
     'int64_t ZSTD_findFrameCompressedSize(void *in, size_t length)',
-  ) as unknown as Call<[Buffer, number]>;
+  ) as unknown as NativeCall<[Buffer, number]>;
   const errorName = library.func('const char *ZSTD_getErrorName(int64_t code)') as unknown as (
     code: number,
   ) => string;
@@ -127,9 +122,10 @@ export function zstdOfLibrary(name: string): Zstd {
 /** What the library calls a target that is too small. */
 const TOO_SMALL = 'Destination buffer is too small';
 
-function inPool<A extends unknown[]>(call: Call<A>, ...args: A): Promise<number> {
+/** @returns a length, or an error as a negative number */
+function inPool<A extends unknown[]>(call: NativeCall<A>, ...args: A): Promise<number> {
   return new Promise((resolve, reject) => {
-    call.async(...args, (error, result) => {
+    startInPool(call, args, (error, result) => {
       if (error === null || error === undefined) resolve(result);
       else reject(error);
     });
