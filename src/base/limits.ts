@@ -232,6 +232,8 @@ export const QCOW2_PENDING_FREES_MAX = 4096;
 export const QCOW2_PENDING_FREE_BYTES_MAX = 256 * MIB;
 /** Decompressed clusters that one qcow2 image keeps for the next read, bytes. */
 export const QCOW2_DECOMPRESSED_MAX = 4 * MIB;
+/** Memory that one qcow2 image keeps for the next compressed data, bytes. */
+export const QCOW2_SCRATCH_IDLE_MAX = 8 * MIB;
 /** Clusters that one write to a qcow2 image compresses at a time: as many as the pool has threads. */
 export const QCOW2_COMPRESS_AT_ONCE = 4;
 /** Clusters that are copied, zeroed or preallocated at a time, bytes. */

@@ -8,13 +8,13 @@ import koffi from 'koffi';
 import { type NativeCall, startInPool } from './linux.js';
 
 export interface Zstd {
-  /** @returns one frame; undefined: it would be longer than `lengthMax` bytes. `lengthMax` is at least 1. */
-  compress(source: Buffer, lengthMax: number): Promise<Buffer | undefined>;
+  /** @returns length of the one frame in `target`, bytes; undefined: it has no room there */
+  compress(source: Buffer, target: Buffer): Promise<number | undefined>;
   /**
-   * Decompresses frames until they have given `length` bytes; what follows them is left alone.
+   * Decompresses frames until they have filled `target`; what follows them is left alone.
    * @throws Error when they give other than that, or are no frames
    */
-  decompress(source: Buffer, length: number): Promise<Buffer>;
+  decompress(source: Buffer, target: Buffer): Promise<void>;
 }
 
 /** The file name under which dlopen(3) finds the library. */
@@ -48,22 +48,27 @@ export function zstdOfNode(module: object): Zstd | undefined {
   const { zstdCompress, zstdDecompress } = module as NodeZstd;
   if (zstdCompress === undefined || zstdDecompress === undefined) return undefined;
   return {
-    compress: (source, lengthMax) =>
+    compress: (source, target) =>
       new Promise((resolve, reject) => {
-        const options = { maxOutputLength: lengthMax, chunkSize: lengthMax + SPARE };
+        const { byteLength: length } = target;
+        const options = { maxOutputLength: length, chunkSize: length + SPARE };
         zstdCompress(source, options, (error, result) => {
-          if (error === null) resolve(result);
+          if (error === null) resolve(result.copy(target));
           else if ('code' in error && error.code === 'ERR_BUFFER_TOO_LARGE') resolve(undefined);
           else reject(error);
         });
       }),
-    decompress: (source, length) =>
+    decompress: (source, target) =>
       new Promise((resolve, reject) => {
+        const { byteLength: length } = target;
         const options = { maxOutputLength: length, chunkSize: length + SPARE };
         zstdDecompress(source, options, (error, result) => {
           if (error !== null) reject(error);
           else if (result.byteLength !== length) reject(wrongLength(result.byteLength));
-          else resolve(result);
+          else {
+            result.copy(target);
+            resolve();
+          }
         });
       }),
   };
@@ -93,28 +98,25 @@ export function zstdOfLibrary(name: string): Zstd {
     return result;
   };
   return {
-    async compress(source, lengthMax) {
-      const result = Buffer.allocUnsafeSlow(lengthMax);
-      const length = await inPool(
-        ...[compress, result, lengthMax, source, source.byteLength, LEVEL],
-      );
-      if (length >= 0) return result.subarray(0, length);
+    async compress(source, target) {
+      const room = target.byteLength;
+      const length = await inPool(compress, target, room, source, source.byteLength, LEVEL);
+      if (length >= 0) return length;
       if (errorName(length) === TOO_SMALL) return undefined;
       throw new Error(errorName(length));
     },
-    async decompress(source, length) {
-      const result = Buffer.allocUnsafeSlow(length);
+    async decompress(source, target) {
+      const { byteLength: length } = target;
       let from = 0;
       let done = 0;
       for (let frames = 0; done < length && frames < FRAMES_MAX; frames++) {
         const rest = source.subarray(from);
         const frame = check(frameLength(rest, rest.byteLength));
-        const room = result.subarray(done);
+        const room = target.subarray(done);
         done += check(await inPool(decompress, room, room.byteLength, rest, frame));
         from += frame;
       }
       if (done !== length) throw wrongLength(done);
-      return result;
     },
   };
 }

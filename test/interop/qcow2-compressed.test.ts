@@ -104,7 +104,8 @@ async function patch(path: string, offset: number, bytes: Buffer): Promise<void>
 /** A stream that gives so many bytes. */
 async function streamOf(type: (typeof TYPES)[number], bytes: Buffer): Promise<Buffer> {
   if (type === 'zlib') return deflateRawSync(bytes, { windowBits: 12 });
-  return Buffer.from((await loadZstd().compress(bytes, bytes.byteLength)) ?? []);
+  const target = Buffer.alloc(bytes.byteLength);
+  return target.subarray(0, await loadZstd().compress(bytes, target));
 }
 
 /** What is written over the cluster's data, and its entry. */

@@ -7,14 +7,14 @@ import { loadZstd, type Zstd } from '../../../sys/zstd.js';
 
 /** The work is done in the thread pool. */
 export interface ClusterCodec {
-  /** @returns what takes less room than the cluster; undefined: nothing does */
-  compress(cluster: Buffer): Promise<Buffer | undefined>;
+  /** @returns length in `target`, bytes; undefined: it does not shrink by a byte or more */
+  compress(cluster: Buffer, target: Buffer): Promise<number | undefined>;
   /**
    * @param compressed begins with the stream, which may be followed by others' bytes
-   * @param clusterSize bytes; the result has exactly so many
-   * @throws BlockError DF_IO when it has not, or the stream is broken
+   * @param cluster has exactly as many bytes as the stream has to give
+   * @throws BlockError DF_IO when it gives others, or is broken
    */
-  decompress(compressed: Buffer, clusterSize: number): Promise<Buffer>;
+  decompress(compressed: Buffer, cluster: Buffer): Promise<void>;
 }
 
 /**
@@ -45,7 +45,7 @@ const MEMORY_LEVEL = 9;
 const SPARE = 64;
 
 const ZLIB: ClusterCodec = {
-  compress: (cluster) =>
+  compress: (cluster, target) =>
     new Promise((resolve, reject) => {
       const { byteLength } = cluster;
       const options = {
@@ -53,20 +53,21 @@ const ZLIB: ClusterCodec = {
         maxOutputLength: byteLength - 1,
       };
       (deflateRaw as ZlibCall)(cluster, options, (error, result) => {
-        if (error === null) resolve(result);
+        if (error === null) resolve(result.copy(target));
         else if ('code' in error && error.code === 'ERR_BUFFER_TOO_LARGE') resolve(undefined);
-        else reject(new BlockError('DF_IO', 'A cluster can not be compressed', {}, causeOf(error)));
+        else reject(failed(error));
       });
     }),
-  decompress: (compressed, clusterSize) =>
+  decompress: (compressed, cluster) =>
     new Promise((resolve, reject) => {
+      const { byteLength } = cluster;
       const options = {
-        ...{ finishFlush: constants.Z_SYNC_FLUSH, chunkSize: clusterSize + SPARE },
-        maxOutputLength: clusterSize,
+        ...{ finishFlush: constants.Z_SYNC_FLUSH, chunkSize: byteLength + SPARE },
+        maxOutputLength: byteLength,
       };
       (inflateRaw as ZlibCall)(compressed, options, (error, result) => {
-        if (error !== null) reject(broken(error));
-        else if (result.byteLength === clusterSize) resolve(result);
+        if (error !== null) return reject(broken(error));
+        if (result.copy(cluster) === byteLength) resolve();
         else reject(broken(new Error(`the stream gives ${result.byteLength} bytes`)));
       });
     }),
@@ -74,16 +75,16 @@ const ZLIB: ClusterCodec = {
 
 function zstdCodec(zstd: Zstd): ClusterCodec {
   return {
-    async compress(cluster) {
+    async compress(cluster, target) {
       try {
-        return await zstd.compress(cluster, cluster.byteLength - 1);
+        return await zstd.compress(cluster, target.subarray(0, cluster.byteLength - 1));
       } catch (error) {
-        throw new BlockError('DF_IO', 'A cluster can not be compressed', {}, causeOf(error));
+        throw failed(error);
       }
     },
-    async decompress(compressed, clusterSize) {
+    async decompress(compressed, cluster) {
       try {
-        return await zstd.decompress(compressed, clusterSize);
+        await zstd.decompress(compressed, cluster);
       } catch (error) {
         throw broken(error);
       }
@@ -91,9 +92,11 @@ function zstdCodec(zstd: Zstd): ClusterCodec {
   };
 }
 
-const causeOf = (error: unknown): ErrorOptions => ({ cause: toError(error) });
+function failed(error: unknown): BlockError {
+  return new BlockError('DF_IO', 'A cluster can not be compressed', {}, { cause: toError(error) });
+}
 
 function broken(error: unknown): BlockError {
   const message = 'A compressed cluster can not be decompressed';
-  return new BlockError('DF_IO', message, {}, causeOf(error));
+  return new BlockError('DF_IO', message, {}, { cause: toError(error) });
 }

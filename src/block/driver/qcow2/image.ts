@@ -10,7 +10,9 @@ import {
   QCOW2_INCOMPAT_CORRUPT,
   QCOW2_INCOMPAT_DATA_FILE,
 } from '../../../../protocol/qcow2/header.js';
+import { BufferPool } from '../../../base/buffer-pool.js';
 import { BlockError } from '../../../base/errors.js';
+import { QCOW2_SCRATCH_IDLE_MAX } from '../../../base/limits.js';
 import { Mutex } from '../../../base/mutex.js';
 import { RangeLock } from '../../../base/range-lock.js';
 import type { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
@@ -67,6 +69,8 @@ export class Qcow2Image {
   readonly metadata: MetadataWriter;
   readonly frees = new PendingFrees();
   readonly codec: ClusterCodec;
+  /** Memory for compressed data on its way. */
+  readonly scratch = new BufferPool({ idleMax: QCOW2_SCRATCH_IDLE_MAX });
   readonly decompressed: DecompressedClusters;
   /** Where the next compressed cluster goes. */
   readonly compressedSpace: CompressedSpace;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Reads. What the cache and the files below have at hand completes at once. */
-import { compressedRange } from '../../../../protocol/qcow2/entries.js';
+import { type CompressedRange, compressedRange } from '../../../../protocol/qcow2/entries.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
 import { RUN_COMPRESSED, RUN_DATA, RUN_UNALLOCATED, RUN_ZERO, Run } from './cluster-map.js';
 import type { Qcow2Image } from './image.js';
@@ -79,17 +79,26 @@ function readCompressed(
       fatal: true,
     });
   }
-  const decompressed = decompress(image, range.offset, range.length).then((cluster) => {
+  if (buffer.byteLength === clusterSize) return image.track(decompress(image, range, buffer));
+  const cluster = Buffer.allocUnsafeSlow(clusterSize);
+  const decompressed = decompress(image, range, cluster).then(() => {
+    image.decompressed.put(range.offset, cluster);
     cluster.copy(buffer, 0, from, from + buffer.byteLength);
   });
   return image.track(decompressed);
 }
 
-async function decompress(image: Qcow2Image, offset: number, length: number): Promise<Buffer> {
-  const { file, geometry, decompressed, codec } = image;
-  const compressed = Buffer.allocUnsafe(length);
-  await readPadded(file, offset, compressed);
-  const cluster = await codec.decompress(compressed, geometry.clusterSize);
-  decompressed.put(offset, cluster);
-  return cluster;
+async function decompress(
+  { file, scratch, codec }: Qcow2Image,
+  { offset, length }: CompressedRange,
+  cluster: Buffer,
+): Promise<void> {
+  const room = scratch.take(length);
+  try {
+    const compressed = room.bytes.subarray(0, length);
+    await readPadded(file, offset, compressed);
+    await codec.decompress(compressed, cluster);
+  } finally {
+    room.release();
+  }
 }

@@ -43,38 +43,64 @@ export async function writeCompressed(
 /** A few clusters, compressed at the same time and then stored in their order. */
 async function writeSome(image: Qcow2Image, offset: number, buffer: Buffer): Promise<void> {
   const { clusterSize } = image.geometry;
-  const compressed = await compressAll(image, buffer);
-  const hold = await image.clusterLock.acquire(offset, alignUp(buffer.byteLength, clusterSize));
+  const room = image.scratch.take(alignUp(buffer.byteLength, clusterSize));
   try {
-    for (let first = 0; first < compressed.length; ) {
-      const stored: Buffer[] = [];
-      let end = first;
-      for (let next = compressed[end]; next !== undefined; next = compressed[++end]) {
-        stored.push(next);
-      }
-      if (stored.length > 0) await storeAll(image, offset + first * clusterSize, stored);
-      first = end;
-      while (end < compressed.length && compressed[end] === undefined) end++;
-      if (end === first) continue;
-      const plain = buffer.subarray(first * clusterSize, end * clusterSize);
-      await writeRuns(image, offset + first * clusterSize, plain);
-      first = end;
+    const lengths = await compressAll(image, buffer, room.bytes);
+    const hold = await image.clusterLock.acquire(offset, lengths.length * clusterSize);
+    try {
+      await storeAll(image, offset, { buffer, compressed: room.bytes, lengths });
+    } finally {
+      hold.release();
     }
   } finally {
-    hold.release();
+    room.release();
   }
 }
 
-/** Undefined for clusters that don't shrink. All have ended when it fails: the buffer is in use no more. */
-async function compressAll(image: Qcow2Image, buffer: Buffer): Promise<(Buffer | undefined)[]> {
+/**
+ * Compresses each cluster into its place in `target`.
+ * @returns lengths; undefined for clusters that don't shrink. All have ended when it fails.
+ */
+async function compressAll(
+  image: Qcow2Image,
+  buffer: Buffer,
+  target: Buffer,
+): Promise<(number | undefined)[]> {
   const { clusterSize } = image.geometry;
-  const waiting: Promise<Buffer | undefined>[] = [];
+  const waiting: Promise<number | undefined>[] = [];
   for (let at = 0; at < buffer.byteLength; at += clusterSize) {
-    const cluster = buffer.subarray(at, at + clusterSize);
-    waiting.push(image.codec.compress(padded(cluster, clusterSize)));
+    const cluster = padded(buffer.subarray(at, at + clusterSize), clusterSize);
+    waiting.push(image.codec.compress(cluster, target.subarray(at, at + clusterSize)));
   }
   await Promise.allSettled(waiting);
   return Promise.all(waiting);
+}
+
+interface Clusters {
+  /** As they were given. */
+  readonly buffer: Buffer;
+  /** Each at its offset in `buffer`. */
+  readonly compressed: Buffer;
+  readonly lengths: readonly (number | undefined)[];
+}
+
+/** For who holds the clusters from guest offset `offset` on. */
+async function storeAll(image: Qcow2Image, offset: number, clusters: Clusters): Promise<void> {
+  const { clusterSize } = image.geometry;
+  const { buffer, compressed, lengths } = clusters;
+  for (let first = 0; first < lengths.length; ) {
+    const shrinks = lengths[first] !== undefined;
+    let end = first + 1;
+    while (end < lengths.length && (lengths[end] !== undefined) === shrinks) end++;
+    const from = first * clusterSize;
+    if (shrinks) {
+      const some = lengths.slice(first, end).map((length) => length ?? 0);
+      await storeCompressed(image, offset + from, compressed.subarray(from), some);
+    } else {
+      await writeRuns(image, offset + from, buffer.subarray(from, end * clusterSize));
+    }
+    first = end;
+  }
 }
 
 /** What lies in the last cluster behind the end of the image is zero. */
@@ -91,21 +117,20 @@ interface Place {
   readonly length: number;
 }
 
-/** Stores compressed clusters that follow each other, from guest offset `offset` on. */
-async function storeAll(
+/** @param compressed a cluster's place for each of `lengths` */
+async function storeCompressed(
   image: Qcow2Image,
   offset: number,
-  compressed: readonly Buffer[],
+  compressed: Buffer,
+  lengths: readonly number[],
 ): Promise<void> {
   const { clusterSize } = image.geometry;
   const places: Place[] = [];
   let linked = 0;
   try {
-    for (let at = 0; at < compressed.length; at++) {
-      await ensureL2(image, offset + at * clusterSize);
-    }
+    for (let at = 0; at < lengths.length; at++) await ensureL2(image, offset + at * clusterSize);
     await image.allocation.run(async () => {
-      for (const { byteLength: length } of compressed) {
+      for (const length of lengths) {
         places.push({ offset: await image.compressedSpace.take(length), length });
       }
     });
@@ -119,23 +144,25 @@ async function storeAll(
   }
 }
 
-/** Those that lie one behind the other are written as one. */
+/** Those that lie one behind the other are moved together, and written as one. */
 async function writeData(
   image: Qcow2Image,
   places: readonly Place[],
-  compressed: readonly Buffer[],
+  compressed: Buffer,
 ): Promise<void> {
+  const { clusterSize } = image.geometry;
   for (let nth = 0; nth < places.length; ) {
     const { offset } = places[nth] ?? { offset: 0 };
-    const joined: Buffer[] = [];
-    let end = offset;
-    for (; places[nth]?.offset === end; nth++) {
-      const bytes = compressed[nth] ?? Buffer.alloc(0);
-      joined.push(bytes);
-      end += bytes.byteLength;
+    const from = nth * clusterSize;
+    let length = 0;
+    for (let next = places[nth]; next?.offset === offset + length; next = places[nth]) {
+      const at = nth * clusterSize;
+      compressed.copyWithin(from + length, at, at + next.length);
+      length += next.length;
+      nth++;
     }
-    image.checkOverlap(offset, end - offset);
-    await image.file.write(offset, Buffer.concat(joined));
+    image.checkOverlap(offset, length);
+    await image.file.write(offset, compressed.subarray(from, from + length));
   }
   // Not before: a barrier that came meanwhile did not take it along.
   image.metadata.unsettle();
