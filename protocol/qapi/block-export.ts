@@ -150,7 +150,10 @@ export const BlockExportInfo = struct('BlockExportInfo', {
     id: required(str, 'its id'),
     type: required(BlockExportType, 'its kind'),
     'node-name': required(str, 'name of the node'),
-    'shutting-down': required(bool, 'it is being removed'),
+    'shutting-down': required(
+      bool,
+      'it is being removed, or hidden: new clients do not get it, and it goes with its last client',
+    ),
   },
 });
 

@@ -60,6 +60,24 @@ describe('removing an export', () => {
     await client.close();
     await qmp.event('BLOCK_EXPORT_DELETED', ({ id }) => id === 'disk');
   });
+
+  it.each([
+    ['block-export-del', { id: 'disk' }],
+    ['nbd-server-remove', { name: 'disk' }],
+  ])('finds an export that is hidden: %s', async (command, which) => {
+    const scope = testScope();
+    const served = await serveImage(scope, { size: MIB });
+    const qmp = await served.daemon.qmp(scope);
+    const client = await connect(scope, served);
+    await qmp.execute(command, { ...which, mode: 'hide' });
+    const [listed] = await qmp.execute<Record<string, unknown>[]>('query-block-exports');
+    expect(listed).toMatchObject({ id: 'disk', 'shutting-down': true });
+    expect((await qmp.refused(command, which)).desc).toBe("export 'disk' still in use");
+    await qmp.execute(command, { ...which, mode: 'hard' });
+    await qmp.event('BLOCK_EXPORT_DELETED', ({ id }) => id === 'disk');
+    await expect(client.read(0, Buffer.alloc(512))).rejects.toThrow();
+    expect(await qmp.execute('query-block-exports')).toEqual([]);
+  });
 });
 
 describe('stop and cont', () => {

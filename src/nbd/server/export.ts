@@ -70,7 +70,7 @@ export class NbdExport {
   readonly closed: Promise<void>;
   readonly #nodeName: () => string;
   readonly #clients = new Set<ExportClient>();
-  #state: 'offered' | 'leaving' | 'closed' = 'offered';
+  #state: 'offered' | 'hidden' | 'leaving' | 'closed' = 'offered';
   #resolveClosed: () => void = () => undefined;
   readonly #onClosed: ((closed: NbdExport) => void) | undefined;
 
@@ -104,6 +104,11 @@ export class NbdExport {
     return this.#state !== 'offered';
   }
 
+  /** True while those who had it when it was hidden may keep it. */
+  get hidden(): boolean {
+    return this.#state === 'hidden';
+  }
+
   /** A client enters the transmission phase. */
   enter(client: ExportClient): void {
     this.#clients.add(client);
@@ -112,7 +117,13 @@ export class NbdExport {
   /** A client is gone, with all its requests. */
   leave(client: ExportClient): void {
     this.#clients.delete(client);
-    if (this.#state === 'leaving' && this.#clients.size === 0) this.#close();
+    if (this.shuttingDown && this.#clients.size === 0) this.#close();
+  }
+
+  /** Takes the export away from new clients; it goes with the last of those that have it. */
+  hide(): void {
+    if (this.#state === 'offered') this.#state = 'hidden';
+    if (this.#clients.size === 0) this.#close();
   }
 
   /** Takes the export away from new clients; `drop` also from those that have it. */
@@ -175,6 +186,14 @@ export class ExportRegistry {
     return undefined;
   }
 
+  /**
+   * The export that somebody means who removes `name`: the one on offer, else the one that was
+   * hidden first, as its name may have gone to others since.
+   */
+  findToRemove(name: string): NbdExport | undefined {
+    return this.find(name) ?? this.all().find((candidate) => candidate.name === name);
+  }
+
   /** @throws BlockError `DF_NOT_FOUND` */
   get(id: string): NbdExport {
     const found = this.#byId.get(id);
@@ -200,18 +219,22 @@ export class ExportRegistry {
 
   /**
    * `safe` refuses while clients use the export, `hard` drops them, `hide` keeps it for those who
-   * have it. `closed` of the export tells when it is gone.
+   * have it. `closed` of the export tells when it is gone. A hidden one can still be removed.
    * @throws BlockError `DF_NOT_FOUND`, `DF_IN_USE`
    */
   remove(id: string, mode: RemoveMode = 'safe'): NbdExport {
     const found = this.get(id);
-    if (found.shuttingDown && mode !== 'hard') {
+    if (found.hidden && mode === 'hide') {
+      throw new BlockError('DF_IN_USE', `Export '${id}' is already hidden`);
+    }
+    if (found.shuttingDown && !found.hidden && mode !== 'hard') {
       throw new BlockError('DF_IN_USE', `Export '${id}' is already shutting down`);
     }
     if (mode === 'safe' && found.clientCount > 0) {
       throw new BlockError('DF_IN_USE', `export '${id}' still in use`);
     }
-    found.retire({ drop: mode === 'hard' });
+    if (mode === 'hide') found.hide();
+    else found.retire({ drop: mode === 'hard' });
     return found;
   }
 }

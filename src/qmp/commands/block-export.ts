@@ -89,7 +89,7 @@ function registerServer(registry: CommandRegistry, services: ExportServices): vo
     });
   });
   registry.register(qapi.NBD_SERVER_REMOVE, ({ name, mode = 'safe' }) => {
-    const found = nbd.exports.find(name);
+    const found = nbd.exports.findToRemove(name);
     if (found === undefined) {
       throw new BlockError('DF_NOT_FOUND', `Export '${name}' is not found`);
     }

@@ -91,11 +91,29 @@ describe('ExportRegistry', () => {
     expect(registry.offered()).toEqual([]);
     expect(registry.all()).toEqual([added]);
     registry.add(options('b', { name: 'disk' }));
-    expect(() => registry.remove('a', 'safe')).toThrow("Export 'a' is already shutting down");
+    expect(() => registry.remove('a', 'safe')).toThrow("export 'a' still in use");
+    expect(() => registry.remove('a', 'hide')).toThrow("Export 'a' is already hidden");
     registry.remove('a', 'hard');
+    expect(() => registry.remove('a', 'safe')).toThrow("Export 'a' is already shutting down");
     expect(user.reasons).toHaveLength(1);
     added.leave(user);
     expect(registry.has('a')).toBe(false);
+  });
+
+  it('finds by name what is to be removed: the one on offer, then those that are hidden', () => {
+    const registry = new ExportRegistry();
+    const [first, second] = ['a', 'b'].map((id) => {
+      const added = registry.add(options(id, { name: 'disk' }));
+      added.enter(client());
+      registry.remove(id, 'hide');
+      return added;
+    });
+    const offered = registry.add(options('c', { name: 'disk' }));
+    expect(registry.findToRemove('disk')).toBe(offered);
+    registry.remove('c', 'safe');
+    expect(registry.findToRemove('disk')).toBe(first);
+    expect(second?.hidden).toBe(true);
+    expect(registry.findToRemove('disk2')).toBeUndefined();
   });
 
   it('refuses to remove what is not there', () => {
