@@ -33,7 +33,7 @@ import { EventHub } from '../qmp/events.js';
 import { Monitor } from '../qmp/monitor.js';
 import { CommandRegistry } from '../qmp/registry.js';
 import { ChardevSet, type ChardevSetOptions } from '../qmp/transport/chardev-set.js';
-import { setSendBuffer } from '../sys/socket-buffer.js';
+import { queuedBytes, setSendBuffer } from '../sys/socket-buffer.js';
 import type { OptionAction } from './options.js';
 import { qmpVersion } from './version.js';
 
@@ -63,7 +63,10 @@ export class Daemon {
   constructor({ logger, stdio, onQuit }: DaemonSetUp) {
     this.#logger = logger;
     this.chardevs = new ChardevSet({ stdio });
-    this.nbd = new NbdService(this.graph, (fd) => setSendBuffer(fd, NBD_UNIX_SEND_BUFFER));
+    this.nbd = new NbdService(this.graph, {
+      tuneUnixSocket: (fd) => setSendBuffer(fd, NBD_UNIX_SEND_BUFFER),
+      queuedBytes,
+    });
     registerDrivers(this.graph, this.throttleGroups, this.secrets);
     this.#registerCommands(onQuit);
     this.#observe();

@@ -94,6 +94,11 @@ export class RawNbd {
     this.#socket.pause();
   }
 
+  /** From here on the server's end is not answered with ours, as if nobody looked at the socket. */
+  ignoreEnd(): void {
+    this.#socket.allowHalfOpen = true;
+  }
+
   resumeReading(): void {
     this.#socket.resume();
   }

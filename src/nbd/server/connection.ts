@@ -12,7 +12,7 @@ import { Negotiation } from './negotiate.js';
 import { Outbox } from './outbox.js';
 import { Transmission } from './requests.js';
 import type { Session } from './session.js';
-import type { Transport, TransportKind, TransportOwner } from './transport.js';
+import type { QueuedBytes, Transport, TransportKind, TransportOwner } from './transport.js';
 
 /** `closing`: replies go out, nothing is read any more. `closed`: the transport is gone. */
 export type ConnectionPhase = 'options' | 'transmission' | 'closing' | 'closed';
@@ -42,6 +42,8 @@ export interface ConnectionOptions {
   readonly poll: BusyPoll;
   /** For the option phase; 0: unlimited. */
   readonly handshakeMaxMs: number;
+  /** Tells when the client has taken its last replies. */
+  readonly queuedBytes?: QueuedBytes | undefined;
   /** The connection is over and nothing of it is in flight. */
   onClosed(connection: Connection): void;
 }
@@ -269,7 +271,7 @@ export class Connection implements TransportOwner, ExportClient {
     this.#finishing = true;
     this.#phase = 'closing';
     this.#transmission?.end();
-    this.#transport.finish();
+    this.#transport.finish(this.#options.queuedBytes);
   }
 
   #endIfIdle(): void {

@@ -16,7 +16,7 @@ import { type ExportOptions, ExportRegistry, type NbdExport, type RemoveMode } f
 import { type BoundAddress, type ListenAddress, type Listener, openListener } from './listener.js';
 import { MemoryBudget } from './memory-budget.js';
 import { StreamTransport } from './stream-transport.js';
-import type { Transport } from './transport.js';
+import type { QueuedBytes, Transport } from './transport.js';
 
 const STALL_CHECK_MS = 5_000;
 
@@ -30,11 +30,18 @@ export interface NbdServerOptions {
   readonly pool?: BufferPool;
   /** How long the event loop stays awake behind a reply where requests come one by one; 0: never. */
   readonly pollMicroseconds?: number;
+  readonly sockets?: SocketCalls | undefined;
+}
+
+/** What the system does with sockets and Node has no call for; all of it may be absent. */
+export interface SocketCalls {
   /**
    * Called for each client on a UNIX socket, whose send buffer does not grow by itself: a reply that
    * does not fit costs a wake-up for each part.
    */
-  readonly tuneUnixSocket?: ((fd: number) => void) | undefined;
+  readonly tuneUnixSocket?: (fd: number) => void;
+  /** Spares the wait for clients that have taken all their replies when a connection is closed. */
+  readonly queuedBytes?: QueuedBytes;
 }
 
 export class NbdServer {
@@ -42,7 +49,7 @@ export class NbdServer {
   readonly budget: MemoryBudget;
   readonly #maxConnections: number;
   readonly #handshakeMaxMs: number;
-  readonly #tuneUnixSocket: ((fd: number) => void) | undefined;
+  readonly #sockets: SocketCalls;
   readonly #listeners: Listener[] = [];
   readonly #connections = new Map<number, Connection>();
   readonly #stallCheck: NodeJS.Timeout;
@@ -54,7 +61,7 @@ export class NbdServer {
   #whenEmpty: (() => void)[] = [];
 
   constructor(options: NbdServerOptions = {}) {
-    this.#tuneUnixSocket = options.tuneUnixSocket;
+    this.#sockets = options.sockets ?? {};
     this.#maxConnections = options.maxConnections ?? NBD_CONNECTIONS_DEFAULT;
     this.#handshakeMaxMs = (options.handshakeMaxSeconds ?? NBD_HANDSHAKE_SECONDS_DEFAULT) * 1000;
     const pool = options.pool ?? new BufferPool();
@@ -152,7 +159,7 @@ export class NbdServer {
     }
     this.#accepted++;
     if (transport.kind === 'unix' && transport.fd !== undefined) {
-      this.#tuneUnixSocket?.(transport.fd);
+      this.#sockets.tuneUnixSocket?.(transport.fd);
     }
     const connection = new Connection({
       id: this.#nextId++,
@@ -161,6 +168,7 @@ export class NbdServer {
       budget: this.budget,
       poll: this.#poll,
       handshakeMaxMs: this.#handshakeMaxMs,
+      queuedBytes: this.#sockets.queuedBytes,
       onClosed: ({ id }) => this.#forget(id),
     });
     this.#connections.set(connection.id, connection);

@@ -5,7 +5,7 @@ import type { BlockGraph } from '../../block/graph.js';
 import { ExportRegistry, type RemoveMode } from './export.js';
 import { ExportedNodes } from './exported-nodes.js';
 import type { BoundAddress, ListenAddress } from './listener.js';
-import { NbdServer } from './server.js';
+import { NbdServer, type SocketCalls } from './server.js';
 
 export interface NbdStartOptions {
   readonly address: ListenAddress;
@@ -21,10 +21,10 @@ export class NbdService {
   /** Stands in while no server runs: there are no exports then. */
   readonly #none = new ExportRegistry();
 
-  /** @param tuneUnixSocket see NbdServerOptions */
+  /** @param sockets see NbdServerOptions */
   constructor(
     graph: BlockGraph,
-    private readonly tuneUnixSocket?: (fd: number) => void,
+    private readonly sockets?: SocketCalls,
   ) {
     this.exported = new ExportedNodes(graph, () => this.exports);
   }
@@ -46,7 +46,7 @@ export class NbdService {
     this.checkStopped();
     const { maxConnections, handshakeSeconds } = options;
     const server = new NbdServer({
-      tuneUnixSocket: this.tuneUnixSocket,
+      sockets: this.sockets,
       ...(maxConnections !== undefined ? { maxConnections } : {}),
       ...(handshakeSeconds !== undefined ? { handshakeMaxSeconds: handshakeSeconds } : {}),
     });

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 /** NBD over a socket: TCP, UNIX, or anything else that Node has as a net.Socket. */
 import { type OnReadOpts, Socket, type SocketConstructorOpts } from 'node:net';
-import type { Transport, TransportKind, TransportOwner } from './transport.js';
+import type { QueuedBytes, Transport, TransportKind, TransportOwner } from './transport.js';
 
 const KEEP_ALIVE_MS = 30_000;
-/** Time for the client to close its side after we closed ours. */
+/** Time for the client to take our last replies, or to close its side after we closed ours. */
 const LINGER_MS = 2_000;
+/** Between looks at whether it has taken them. */
+const LINGER_LOOK_MS = 5;
 
 interface HandleHolder {
   _handle: { useUserBuffer?: unknown; fd?: unknown } | null;
@@ -91,13 +93,26 @@ export class StreamTransport implements Transport {
     this.#socket.resume();
   }
 
-  /** Waits a little for the client's end: closing with unread input could cost it our last replies. */
-  finish(): void {
+  /**
+   * Closing with unread input could cost the client our last replies. So they are let out first: an
+   * idle client, which has them all, is not waited for.
+   */
+  finish(queued?: QueuedBytes): void {
     const socket = this.#socket;
-    socket.end();
-    const timer = setTimeout(() => socket.destroy(), LINGER_MS);
-    timer.unref();
-    socket.once('close', () => clearTimeout(timer));
+    const timers = [setTimeout(() => socket.destroy(), LINGER_MS)];
+    const look = (): void => {
+      const { fd } = this;
+      if (fd !== undefined && queued?.(fd) === 0) socket.destroy();
+    };
+    socket.end(() => {
+      if (queued === undefined || socket.destroyed) return;
+      timers.push(setInterval(look, LINGER_LOOK_MS));
+      look();
+    });
+    for (const timer of timers) timer.unref();
+    socket.once('close', () => {
+      for (const timer of timers) clearTimeout(timer);
+    });
     // Not now: we may be inside of a receive, whose end would stop reading again.
     setImmediate(() => socket.resume());
   }

@@ -18,6 +18,9 @@ export interface TransportOwner {
   closed(error?: Error): void;
 }
 
+/** Bytes that a socket's kernel has taken and its peer has not; undefined where nobody can tell. */
+export type QueuedBytes = (fd: number) => number | undefined;
+
 export interface Transport extends ByteSink {
   readonly kind: TransportKind;
   /** The client's address for people: '192.0.2.7:51234', '/run/nbd.sock'. */
@@ -29,8 +32,11 @@ export interface Transport extends ByteSink {
   resume(): void;
   /** Stops reading; used where `received` can't say so. */
   pause(): void;
-  /** Closes once everything written is taken. */
-  finish(): void;
+  /**
+   * Closes once everything written is taken: by the peer, where `queued` tells that, otherwise it
+   * waits a little for the peer to close as well.
+   */
+  finish(queued?: QueuedBytes): void;
   /** Closes at once. */
   destroy(): void;
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { queuedBytes } from '../../../../src/sys/socket-buffer.js';
 import { CMD, encodeRequest } from '../../../support/nbd-wire.js';
 import { RawNbd } from '../../../support/raw-nbd.js';
-import { MIB, pattern, serve } from './served.js';
+import { client, MIB, pattern, serve } from './served.js';
 
 /** What a Node release looks like that offers no receiving into our own memory. */
 function hideUserBuffer(socket: object): void {
@@ -39,4 +40,53 @@ it.each([
   }
   raw.endSending();
   expect(await raw.readToEnd()).toHaveLength(0);
+});
+
+describe('closing', () => {
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
+  /** From here on what waits for a deadline waits for ever. */
+  const stopClocks = () => vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+
+  it.each(['unix', 'inet'] as const)('does not wait for an idle client: %s', async (type) => {
+    const served = await serve({}, {}, { sockets: { queuedBytes } });
+    const { scope, server, socket } = served;
+    const bound = await server.listen({ type: 'inet', host: '127.0.0.1', port: 0 });
+    if (bound.type !== 'inet') throw new Error('not TCP');
+    const raw = await RawNbd.handshake(scope, type === 'inet' ? bound : socket);
+    await raw.go('disk');
+    raw.send(encodeRequest({ type: CMD.READ, offset: 0, length: 512 }));
+    await raw.reply(512);
+    raw.ignoreEnd();
+    stopClocks();
+    await server.stop();
+    expect(server.connections()).toEqual([]);
+  });
+
+  it('waits until a client has taken its last replies', async () => {
+    let queued = 1;
+    let looks = 0;
+    let lookedOften: () => void = () => undefined;
+    const often = new Promise<void>((resolve) => {
+      lookedOften = resolve;
+    });
+    const look = (fd: number) => {
+      if (++looks > 3) lookedOften();
+      return queued + (queuedBytes(fd) ?? 0);
+    };
+    const served = await serve({}, {}, { sockets: { queuedBytes: look } });
+    const raw = await client(served);
+    raw.ignoreEnd();
+    stopClocks();
+    let stopped = false;
+    const stopping = served.server.stop().then(() => {
+      stopped = true;
+    });
+    await often;
+    expect(stopped).toBe(false);
+    queued = 0;
+    await stopping;
+  });
 });
