@@ -96,12 +96,39 @@ function visitArray(type: ArrayType, value: JsonValue, place: Place, visit: Visi
   );
 }
 
+type MemberMap = ReadonlyMap<string, Member<AnyType>>;
+
+/** Unexpected members that an error about a missing one names at most. */
+const STRAYS_NAMED_MAX = 3;
+
+/**
+ * Who misspells a member that has to be there lacks it. So the error names what is there instead;
+ * the rest is QEMU's text, which says no more than what is missing.
+ */
+function refuseMissing(place: Place, visit: Visit, strays: readonly string[]): never {
+  const named = strays
+    .slice(0, STRAYS_NAMED_MAX)
+    .map((step) => `'${fullName({ parent: place.parent, step }, visit.keyval)}'`);
+  const [is, parameter] = named.length > 1 ? ['are', 'parameters'] : ['is', 'parameter'];
+  const hint = named.length > 0 ? ` (${parameter} ${named.join(', ')} ${is} unexpected)` : '';
+  refuse(`Parameter '${fullName(place, visit.keyval)}' is missing${hint}`);
+}
+
+/** Names in `value` that `type` has no member for, whatever the discriminator may be or become. */
+function straysOf(type: ObjectType, value: JsonObject, branch: MemberMap | undefined): string[] {
+  const known = [membersOf(type)];
+  if (branch !== undefined) known.push(branch);
+  else if (type.kind === 'union') known.push(...Object.values(type.branches).map(membersOf));
+  return Object.keys(value).filter((name) => !known.some((members) => members.has(name)));
+}
+
 function visitMembers(
-  members: ReadonlyMap<string, Member<AnyType>>,
+  members: MemberMap,
   value: JsonObject,
   result: Record<string, JsonValue>,
   place: Place,
   visit: Visit,
+  strays: () => readonly string[],
 ): void {
   for (const [name, member] of members) {
     const at: Place = { parent: place, step: name };
@@ -109,16 +136,13 @@ function visitMembers(
     if (given !== undefined) {
       result[name] = visitType(member.type, given, at, visit);
     } else if (!member.optional) {
-      refuse(`Parameter '${fullName(at, visit.keyval)}' is missing`);
+      refuseMissing(at, visit, strays());
     }
   }
 }
 
 /** The members that the value of the discriminator adds. */
-function branchMembers(
-  type: UnionType,
-  tag: JsonValue | undefined,
-): ReadonlyMap<string, Member<AnyType>> | undefined {
+function branchMembers(type: UnionType, tag: JsonValue | undefined): MemberMap | undefined {
   if (typeof tag !== 'string' || !Object.hasOwn(type.branches, tag)) return undefined;
   const branch = type.branches[tag];
   return branch && membersOf(branch);
@@ -128,10 +152,12 @@ function visitObject(type: ObjectType, value: JsonValue, place: Place, visit: Vi
   if (!isObject(value)) wrongType(place, visit, 'object');
   const result: Record<string, JsonValue> = {};
   const members = membersOf(type);
-  visitMembers(members, value, result, place, visit);
+  visitMembers(members, value, result, place, visit, () => straysOf(type, value, undefined));
   const branch =
     type.kind === 'union' ? branchMembers(type, result[type.discriminator]) : undefined;
-  if (branch !== undefined) visitMembers(branch, value, result, place, visit);
+  if (branch !== undefined) {
+    visitMembers(branch, value, result, place, visit, () => straysOf(type, value, branch));
+  }
   for (const [name, given] of Object.entries(value)) {
     // A member that is present but undefined comes from our own results and means absent.
     if (given === undefined || members.has(name) || branch?.has(name) === true) continue;

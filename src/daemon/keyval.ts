@@ -24,7 +24,8 @@ const INDEX = /^[0-9]+$/;
 
 /**
  * Parses `text`. The first parameter may leave out `key=` where `impliedKey` is given.
- * Repeated keys: the last one counts. `,,` in a value stands for one comma.
+ * `,,` in a value stands for one comma. A key that comes twice is refused (QEMU takes the last):
+ * one of the two is a mistake.
  * @throws BlockError DF_INVALID naming the parameter at fault
  */
 export function parseKeyval(text: string, options: { impliedKey?: string } = {}): KeyvalResult {
@@ -124,6 +125,7 @@ function store(root: KeyvalTree, key: string, value: string): void {
   if (old !== undefined && typeof old !== 'string') {
     throw invalid(`Parameters '${key}.*' used inconsistently`);
   }
+  if (old !== undefined) throw invalid(`Parameter '${key}' is given twice`);
   tree[last] = value;
 }
 

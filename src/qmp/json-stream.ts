@@ -17,7 +17,14 @@ import {
 } from './json-string.js';
 
 /** One message, or what was wrong with it. */
-export type JsonMessage = { readonly value: JsonValue } | { readonly error: string };
+export type JsonMessage =
+  | { readonly value: JsonValue }
+  | {
+      /** QEMU's text, which names nothing. */
+      readonly error: string;
+      /** The key that is there twice, when that is the error. */
+      readonly duplicate?: string;
+    };
 
 export type JsonLimits = {
   /** Bytes of all tokens of a message. */
@@ -49,6 +56,7 @@ class MessageBuilder {
   readonly #stack: Container[] = [];
   #value: JsonValue | undefined;
   #error: string | undefined;
+  #duplicate: string | undefined;
   #braces = 0;
   #brackets = 0;
   #tokens = 0;
@@ -84,7 +92,10 @@ class MessageBuilder {
 
   /** The message as far as it has come. */
   finish(): JsonMessage {
-    if (this.#error !== undefined) return { error: `JSON parse error, ${this.#error}` };
+    if (this.#error !== undefined) {
+      const error = `JSON parse error, ${this.#error}`;
+      return this.#duplicate === undefined ? { error } : { error, duplicate: this.#duplicate };
+    }
     if (this.#value === undefined) return { error: 'JSON parse error, premature EOI' };
     return { value: this.#value };
   }
@@ -180,8 +191,10 @@ class MessageBuilder {
     top.expect = 'separator';
     top.items?.push(value);
     if (top.members === undefined) return;
-    if (top.key in top.members) this.#fail('duplicate key');
-    else top.members[top.key] = value;
+    if (top.key in top.members) {
+      this.#duplicate = top.key;
+      this.#fail('duplicate key');
+    } else top.members[top.key] = value;
   }
 }
 
@@ -259,7 +272,11 @@ export function parseJson(text: string): JsonValue {
     const why = stream.isInMessage ? 'JSON parse error, premature EOI' : 'Expecting a JSON value';
     throw new BlockError('DF_INVALID', why);
   }
-  if ('error' in message) throw new BlockError('DF_INVALID', message.error);
+  if ('error' in message) {
+    const { error, duplicate } = message;
+    const named = duplicate === undefined ? error : `${error} '${duplicate}'`;
+    throw new BlockError('DF_INVALID', named);
+  }
   if (stream.next() !== undefined || stream.isInMessage) {
     throw new BlockError('DF_INVALID', 'JSON parse error, expecting end of input');
   }

@@ -46,13 +46,17 @@ function splitOptions(text: string): string[] {
 
 function parsePairs(text: string): Map<string, string> {
   const pairs = new Map<string, string>();
+  const put = (name: string, value: string): void => {
+    if (pairs.has(name)) throw invalid(`Parameter '${name}' is given twice`);
+    pairs.set(name, value);
+  };
   for (const [index, part] of splitOptions(text).entries()) {
     const equals = part.indexOf('=');
-    if (equals >= 0) pairs.set(part.slice(0, equals), part.slice(equals + 1));
-    else if (index === 0) pairs.set('backend', part);
-    else if (FLAGS.includes(part)) pairs.set(part, 'on');
+    if (equals >= 0) put(part.slice(0, equals), part.slice(equals + 1));
+    else if (index === 0) put('backend', part);
+    else if (FLAGS.includes(part)) put(part, 'on');
     else if (part.startsWith('no') && FLAGS.includes(part.slice(2))) {
-      pairs.set(part.slice(2), 'off');
+      put(part.slice(2), 'off');
     } else throw invalid(`Invalid parameter '${part}'`);
   }
   return pairs;

@@ -30,8 +30,15 @@ describe('key=value syntax', () => {
     expect(plain('file,filename=x', 'driver')).toEqual({ driver: 'file', filename: 'x' });
   });
 
-  it('lets the last of repeated keys count', () => {
-    expect(plain('a=1,a=2')).toEqual({ a: '2' });
+  it.each([
+    ['filename=x,filename=y', 'filename'],
+    ['filename=x,filename=x', 'filename'],
+    ['null-co,driver=file', 'driver'],
+    ['file.filename=x,a=1,file.filename=y', 'file.filename'],
+    ['list.0=x,list.0=y', 'list.0'],
+  ])('refuses a key that is given twice by name: %s', (text, key) => {
+    const parse = () => parseKeyval(text, { impliedKey: 'driver' });
+    expect(parse).toThrow(`Parameter '${key}' is given twice`);
   });
 
   it('accepts a trailing comma and empty text', () => {

@@ -107,6 +107,28 @@ describe('command line of diskferryd', () => {
     expect(refusal('--log-level', 'loud')).toMatch(/^--log-level loud: 'loud' is no log level/);
   });
 
+  it.each([
+    ['--blockdev', 'file,node-name=a,filename=x,filename=y', "Parameter 'filename' is given twice"],
+    ['--blockdev', '{"driver":"null-co","size":1,"size":2}', "duplicate key 'size'"],
+    ['--export', 'nbd,id=a,id=b,node-name=n', "Parameter 'id' is given twice"],
+    ['--chardev', 'socket,id=a,path=/x,path=/y', "Parameter 'path' is given twice"],
+    ['--chardev', 'socket,id=a,path=/x,server,server=off', "Parameter 'server' is given twice"],
+    ['--chardev', 'stdio,id=a,backend=null', "Parameter 'backend' is given twice"],
+  ])('refuses a doubled parameter by name: %s %s', (option, value, text) => {
+    expect(refusal(option, value)).toContain(text);
+  });
+
+  it.each([
+    ['file,node-name=a,filenam=x', 'filename', "'filenam' is"],
+    ['raw,node-name=a,file.driver=file,file.filenam=x', 'file.filename', "'file.filenam' is"],
+    ['{"drivr":"file","node-name":"a","filename":"x"}', 'driver', "'drivr' is"],
+    ['file,node-name=a,filenam=x,writable=on', 'filename', "'filenam', 'writable' are"],
+  ])('names a misspelt parameter beside the one that it should be: %s', (value, missing, stray) => {
+    const text = refusal('--blockdev', value);
+    expect(text).toContain(`Parameter '${missing}' is missing`);
+    expect(text).toContain(`${stray} unexpected`);
+  });
+
   it('refuses stdio in the background', () => {
     expect(refusal('--daemonize', '--chardev', 'stdio,id=c')).toBe(
       '--chardev stdio,id=c: cannot use stdio with -daemonize',

@@ -63,6 +63,14 @@ describe('objects', () => {
     [{ driver: 'raw' }, "Parameter 'file' is missing"],
     [{ file: 'a' }, "Parameter 'driver' is missing"],
     [{ driver: 'raw', file: { driver: 'file' } }, "Parameter 'file.filename' is missing"],
+    [
+      { driver: 'file', filenam: 'a' },
+      "Parameter 'filename' is missing (parameter 'filenam' is unexpected)",
+    ],
+    [
+      { drivr: 'file', filename: 'a', mode: 1, a: 1, b: 1, c: 1, d: 1 },
+      "Parameter 'driver' is missing (parameters 'drivr', 'a', 'b' are unexpected)",
+    ],
     [{ driver: 'null', filename: 'a' }, "Parameter 'filename' is unexpected"],
     [
       { driver: 'raw', file: { driver: 'file', filename: 'a', x: 1 } },
