@@ -3,12 +3,12 @@
 export * from '../protocol/qapi/define.js';
 export { schemaInfo } from '../protocol/qapi/schema-info.js';
 export { QapiInputError, type ValidateOptions, validate } from '../protocol/qapi/validate.js';
+export { errorText } from './base/error-text.js';
 export { BlockError } from './base/errors.js';
 export { Chardev } from './qmp/chardev.js';
 export { type QmpAddress, QmpClient, QmpCommandError } from './qmp/client.js';
 export { registerCharCommands } from './qmp/commands/char.js';
 export { type ControlCommandsOptions, registerControlCommands } from './qmp/commands/control.js';
-export { errorText } from './qmp/error-text.js';
 export { EventHub, type EventListener, type QmpEvent, type WallClock } from './qmp/events.js';
 export { type JsonMessage, JsonStream, parseJson } from './qmp/json-stream.js';
 export { type WritableJson, writeJson } from './qmp/json-writer.js';

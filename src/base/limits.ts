@@ -47,6 +47,8 @@ export const QMP_TOKENS_MAX = 2 << 20;
 export const LOG_BUFFER_MAX = 4 * MIB;
 /** Time for the last lines of the log to be written at the end of the process, milliseconds. */
 export const LOG_FLUSH_MS = 1000;
+/** Log lines kept back while the daemon starts; with more it is no silent start any more. */
+export const LOG_HELD_LINES_MAX = 1_000;
 /** Text by which a daemon in the background tells why it could not start, bytes: some lines. */
 export const DAEMONIZE_REPORT_MAX = 16 * KIB;
 /** Times that a PID file is opened anew because its owner removed it meanwhile. */

@@ -5,7 +5,9 @@
  * lines, never holds up the daemon.
  */
 import { type DestinationStream, type Logger as PinoLogger, pino } from 'pino';
-import { LOG_BUFFER_MAX, LOG_FLUSH_MS } from './limits.js';
+import { errorText } from './error-text.js';
+import { BlockError, errnoName } from './errors.js';
+import { LOG_BUFFER_MAX, LOG_FLUSH_MS, LOG_HELD_LINES_MAX } from './limits.js';
 
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
@@ -28,10 +30,14 @@ export interface LogOptions {
   readonly fd: number;
   /** Colours in `text`. */
   readonly colour?: boolean;
+  /** Keep lines below `warn` back until `release`: a start that fails says no more than why. */
+  readonly held?: boolean;
 }
 
 export interface Log {
   readonly logger: Logger;
+  /** Writes what was held back, and from now on each line at once. */
+  release(): void;
   /**
    * Resolves when all lines so far are written, or after LOG_FLUSH_MS where the reader has stalled;
    * for the end of the process. Never rejects.
@@ -73,16 +79,19 @@ export async function createLog(options: LogOptions): Promise<Log> {
   });
   // EPIPE, ENOSPC: there is nobody to tell; the daemon's work matters more than its log.
   destination.on('error', () => undefined);
-  const stream: DestinationStream =
+  const written: DestinationStream =
     options.format === 'json' ? destination : await readable(destination, options.colour ?? false);
+  const stream = holdLines(written);
+  if (options.held !== true) stream.release();
   const base = {
     level: options.level,
     base: null,
     timestamp: pino.stdTimeFunctions.isoTime,
-    serializers: { error: pino.stdSerializers.err, err: pino.stdSerializers.err },
+    serializers: { error: serializeError, err: serializeError },
   };
   return {
     logger: pino(base, stream),
+    release: () => stream.release(),
     flush: () =>
       new Promise((resolve) => {
         const timer = setTimeout(resolve, LOG_FLUSH_MS);
@@ -93,6 +102,42 @@ export async function createLog(options: LogOptions): Promise<Log> {
         });
       }),
   };
+}
+
+/**
+ * What the outside world did needs no stack: message, code, context and causes say it. A stack is
+ * for errors that nobody expected.
+ */
+function serializeError(error: Error): object {
+  const isExpected =
+    error instanceof BlockError ||
+    (error instanceof Error && 'syscall' in error && errnoName(error) !== undefined);
+  const serialized = pino.stdSerializers.err(error);
+  if (!isExpected) return serialized;
+  const { type, message: _message, stack: _stack, ...rest } = serialized;
+  return { type, message: errorText(error), ...rest };
+}
+
+const WARN = pino.levels.values.warn ?? 40;
+
+/** In front of another stream: until `release` it keeps lines below `warn`, so many at most. */
+function holdLines(stream: DestinationStream): DestinationStream & { release(): void } {
+  let held: string[] | undefined = [];
+  const release = (): void => {
+    const lines = held ?? [];
+    held = undefined;
+    for (const line of lines) stream.write(line);
+  };
+  return {
+    // Asks pino to put the level of each line into `lastLevel` before it is written.
+    [Symbol.for('pino.metadata')]: true,
+    lastLevel: 0,
+    write(line: string): void {
+      if (held === undefined || this.lastLevel >= WARN) stream.write(line);
+      else if (held.push(line) > LOG_HELD_LINES_MAX) release();
+    },
+    release,
+  } as DestinationStream & { lastLevel: number; release(): void };
 }
 
 async function readable(

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /** The diskferry command: subcommands, each in a file of its own. */
 import { parseArgs } from 'node:util';
+import { errorText } from '../base/error-text.js';
 import { toError } from '../base/errors.js';
 import { VERSION } from '../daemon/version.js';
-import { errorText } from '../qmp/error-text.js';
 import { img } from './img/main.js';
 import { migrate } from './migrate.js';
 import { qmp } from './qmp.js';

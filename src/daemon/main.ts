@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /** diskferryd: from the command line to a daemon that serves, and to its end. */
+
+import { errorText } from '../base/error-text.js';
 import { toError } from '../base/errors.js';
 import { createLog, type Log, setRootLog } from '../base/log.js';
-import { errorText } from '../qmp/error-text.js';
 import { tryLockFile } from '../sys/file-lock.js';
 import { Daemon } from './daemon.js';
 import {
@@ -64,6 +65,7 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
     format: process.stderr.isTTY === true ? 'text' : 'json',
     fd: 2,
     colour: process.stderr.isTTY === true,
+    held: true,
   });
   setRootLog(log.logger);
   const ending = new Ending(log);
@@ -90,6 +92,8 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
     // Monitors last: a command must not find half of what the command line asks for.
     const isMonitor = ({ kind }: OptionAction): boolean => kind === 'monitor';
     for (const action of options.actions.filter((one) => !isMonitor(one))) {
+      // Nobody knows how long that takes, and what there is to see meanwhile.
+      if (mayWait(action)) log.release();
       await applyNamed(daemon, action);
     }
     for (const action of options.actions.filter(isMonitor)) await applyNamed(daemon, action);
@@ -101,9 +105,16 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
     await log.flush();
     fail(errorText(toError(error)), report);
   }
+  log.release();
   if (report === undefined) return;
   process.chdir('/');
   report.ready();
+}
+
+/** A socket that waits for its first client. */
+function mayWait(action: OptionAction): boolean {
+  if (action.kind !== 'chardev' || action.backend.type !== 'socket') return false;
+  return action.backend.data.wait === true;
 }
 
 function makePidFile({ pidfile }: DaemonOptions): PidFile | undefined {
@@ -131,6 +142,7 @@ class Ending {
   begin(reason: string): void {
     if (this.#begun) return;
     this.#begun = true;
+    this.log.release();
     this.log.logger.info({ event: 'daemon.shutdown', reason }, 'shutting down');
     void this.#end();
   }

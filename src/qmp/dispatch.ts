@@ -2,9 +2,9 @@
 /** A request through its steps: find the command, check the arguments, run it, form the reply. */
 import type { JsonObject, JsonValue } from '../../protocol/qapi/types.js';
 import { QapiInputError, validate } from '../../protocol/qapi/validate.js';
+import { errorText } from '../base/error-text.js';
 import { BlockError, ERROR_CODES, toError } from '../base/errors.js';
 import type { Logger } from '../base/log.js';
-import { errorText } from './error-text.js';
 import type { WritableJson } from './json-writer.js';
 import type { CommandRegistry, CommandSession, RegisteredCommand } from './registry.js';
 

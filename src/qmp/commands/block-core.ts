@@ -2,6 +2,7 @@
 /** Commands on nodes. Each is one call into the graph. */
 import * as qapi from '../../../protocol/qapi/block-core.js';
 import type { ArgumentsOf } from '../../../protocol/qapi/types.js';
+import { errnoText, errorText } from '../../base/error-text.js';
 import { BlockError, errnoName, toError } from '../../base/errors.js';
 import type { DriverOptions } from '../../block/block-driver.js';
 import { addChild, removeChild } from '../../block/change-children.js';
@@ -13,7 +14,6 @@ import { reopenNodes } from '../../block/reopen.js';
 import { resizeNode } from '../../block/resize.js';
 import { setActive } from '../../block/set-active.js';
 import type { Job } from '../../job/job.js';
-import { errnoText, errorText } from '../error-text.js';
 import type { EventHub } from '../events.js';
 import type { CommandRegistry } from '../registry.js';
 import { describeGraph } from './describe-graph.js';

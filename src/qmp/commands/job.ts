@@ -3,12 +3,12 @@
 import * as blockJob from '../../../protocol/qapi/block-job.js';
 import * as qapi from '../../../protocol/qapi/job.js';
 import type { ArgumentsOf, DataOf, Output } from '../../../protocol/qapi/types.js';
+import { errorText } from '../../base/error-text.js';
 import { BlockError, toError } from '../../base/errors.js';
 import { BlockJob } from '../../job/block-job.js';
 import type { Job } from '../../job/job.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import { MirrorJob } from '../../job/mirror.js';
-import { errorText } from '../error-text.js';
 import type { EventHub } from '../events.js';
 import type { CommandRegistry } from '../registry.js';
 

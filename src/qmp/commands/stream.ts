@@ -2,6 +2,7 @@
 /** `block-stream` and `change-backing-file`: which nodes of a chain are meant. */
 import * as qapi from '../../../protocol/qapi/chain.js';
 import type { ArgumentsOf } from '../../../protocol/qapi/types.js';
+import { errorText } from '../../base/error-text.js';
 import { BlockError, toError } from '../../base/errors.js';
 import {
   chainDown,
@@ -16,7 +17,6 @@ import type { BlockNode } from '../../block/node.js';
 import { setReadOnlyLocked } from '../../block/reopen.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import { StreamJob } from '../../job/stream.js';
-import { errorText } from '../error-text.js';
 import type { CommandRegistry } from '../registry.js';
 import { checkIdle } from './snapshot.js';
 

@@ -59,6 +59,44 @@ describe('log', () => {
     expect(line).toBe('');
   });
 
+  it('shows the stack of an error that nobody expected only', async () => {
+    const gone = Object.assign(new Error('connect ECONNREFUSED'), {
+      ...{ code: 'ECONNREFUSED', syscall: 'connect' },
+    });
+    const written = await lines('json', 'info', ({ logger }) => {
+      logger.warn({ event: 'x', error: new BlockError('DF_IO', 'lost', {}, { cause: gone }) }, '');
+      logger.warn({ event: 'x', error: gone }, '');
+      logger.warn({ event: 'x', error: new TypeError('a bug') }, '');
+    });
+    const errors = written.map((line) => JSON.parse(line).error);
+    expect(errors).toMatchObject([
+      { type: 'BlockError', message: 'lost: Connection refused', code: 'DF_IO' },
+      { message: 'Connection refused', code: 'ECONNREFUSED' },
+      { type: 'TypeError', message: 'a bug', stack: expect.stringContaining('log.test.ts') },
+    ]);
+    expect(errors.map((error) => 'stack' in error)).toEqual([false, false, true]);
+  });
+
+  it.each(['json', 'text'] as const)('held back keeps all but warnings: %s', async (format) => {
+    const path = join(folder, 'log');
+    const fd = openSync(path, 'w');
+    const log = await createLog({ fd, format, level: 'info', held: true });
+    const told = async () => {
+      await log.flush();
+      return [...readFileSync(path, 'utf8').matchAll(/(one|two|three|four)/g)].map(
+        ([word]) => word,
+      );
+    };
+    log.logger.info({ event: 'x' }, 'one');
+    subjectLog({ node: 'n' }, log.logger).error({ event: 'x' }, 'two');
+    log.logger.info({ event: 'x' }, 'three');
+    expect(await told()).toEqual(['two']);
+    log.release();
+    log.logger.info({ event: 'x' }, 'four');
+    expect(await told()).toEqual(['two', 'one', 'three', 'four']);
+    closeSync(fd);
+  });
+
   it('is silent in this process until it is set', async () => {
     expect(rootLog().level).toBe('silent');
     const before = rootLog();

@@ -2,10 +2,9 @@
 import { describe, expect, test } from 'vitest';
 import { CONTROL_COMMANDS, QUERY_VERSION } from '../../../protocol/qapi/control.js';
 import { defineCommand } from '../../../protocol/qapi/define.js';
-import { BlockError, fromSystemError } from '../../../src/base/errors.js';
+import { BlockError } from '../../../src/base/errors.js';
 import { rootLog } from '../../../src/base/log.js';
 import { dispatch, errorReply } from '../../../src/qmp/dispatch.js';
-import { errnoText, errorText } from '../../../src/qmp/error-text.js';
 import { writeJson } from '../../../src/qmp/json-writer.js';
 import { CommandRegistry } from '../../../src/qmp/registry.js';
 import { VERSION } from './qmp-peer.js';
@@ -67,28 +66,6 @@ describe('errors', () => {
   test('have the class that their code stands for', () => {
     const reply = errorReply(new BlockError('DF_NODE_NOT_FOUND', 'no node'), rootLog());
     expect(reply).toEqual({ error: { class: 'DeviceNotFound', desc: 'no node' } });
-  });
-
-  test('say why in the words of the C library', () => {
-    const cause = Object.assign(new Error('ENOENT: no such file'), {
-      code: 'ENOENT',
-      syscall: 'open',
-    });
-    const error = fromSystemError(cause, "Could not open 'a'");
-    expect(errorText(error)).toBe("Could not open 'a': No such file or directory");
-    expect(
-      errorText(
-        new BlockError(
-          'DF_IO',
-          'x: Input/output error',
-          {},
-          { cause: new Error('input/output error') },
-        ),
-      ),
-    ).toBe('x: Input/output error');
-    expect(errnoText('EIO')).toBe('Input/output error');
-    expect(errnoText('ENOSPC')).toBe('No space left on device');
-    expect(errnoText('EADDRINUSE')).toBe('Address already in use');
   });
 });
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** One sentence for an error and what caused it, in the form that QMP clients and scripts expect. */
 import { getSystemErrorMap } from 'node:util';
-import { errnoName } from '../base/errors.js';
+import { errnoName } from './errors.js';
 
 /** Where libuv's words differ from those of the C library, which tools match on. */
 const LIBC_WORDS: Readonly<Record<string, string>> = {
