@@ -22,6 +22,7 @@ import type { BlockGraph } from '../block/graph.js';
 import { insertFilter, removeFilterLocked } from '../block/insert-filter.js';
 import type { BlockNode } from '../block/node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ } from '../block/permissions.js';
+import { sizeMismatch } from '../block/size-mismatch.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
 import { CopyLoop, type CopyTarget } from './copy-loop.js';
 import { COPY_WINDOW_MAX } from './copy-window.js';
@@ -375,7 +376,7 @@ function checkOptions({ source, target, clusterLength, chunkLengthMax }: BackupO
     throw new BlockError('DF_INVALID', 'Source and target cannot be the same');
   }
   if (target.size !== source.size) {
-    throw new BlockError('DF_INVALID', 'Source and target image have different sizes');
+    throw sizeMismatch(source, target);
   }
   if (chunkLengthMax !== 0 && chunkLengthMax < clusterLength) {
     throw new BlockError(

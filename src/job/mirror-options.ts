@@ -5,6 +5,7 @@ import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
 import { canReplace } from '../block/can-replace.js';
 import { MirrorTopDriver } from '../block/filter/mirror-top.js';
 import type { BlockNode } from '../block/node.js';
+import { sizeMismatch } from '../block/size-mismatch.js';
 import type { BlockJobObserver, BlockJobOptions } from './block-job.js';
 import type { CommitChain } from './commit-chain.js';
 import type { CopyRates } from './convergence.js';
@@ -52,11 +53,7 @@ export interface MirrorObserver extends BlockJobObserver {
 export function checkMirrorNodes({ source, target, replaces, commit }: MirrorOptions): void {
   if (source === target) throw new BlockError('DF_INVALID', "Can't mirror node into itself");
   if (target.size !== source.size && commit === undefined) {
-    throw new BlockError(
-      'DF_INVALID',
-      `Source and target image have different sizes: node '${source.name}' has ${source.size} bytes, ` +
-        `node '${target.name}' ${target.size}`,
-    );
+    throw sizeMismatch(source, target);
   }
   if (replaces !== undefined && !canReplace(source, replaces)) {
     throw new BlockError(
@@ -68,7 +65,8 @@ export function checkMirrorNodes({ source, target, replaces, commit }: MirrorOpt
   if (replaces !== undefined && replaces.size !== source.size) {
     throw new BlockError(
       'DF_INVALID',
-      'cannot replace image with a mirror image of different size',
+      `cannot replace image with a mirror image of different size: node '${replaces.name}' has ` +
+        `${replaces.size} bytes, node '${source.name}' ${source.size}`,
     );
   }
 }

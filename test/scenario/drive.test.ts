@@ -235,8 +235,21 @@ describe('drive-mirror', () => {
     const { qmp, path } = await makeDisk(testScope());
     await makeImage(path('small.img'), { size: MIB });
     const existing = { ...JOB, target: path('small.img'), format: 'raw', mode: 'existing' };
-    expect((await qmp.refused('drive-mirror', existing)).desc).toMatch(/different sizes/);
-    expect((await qmp.refused('drive-backup', existing)).desc).toMatch(/different sizes/);
+    const image = { driver: 'file', 'node-name': 'small', filename: path('small.img') };
+    await qmp.execute('blockdev-add', image);
+    const byName = { 'job-id': 'j', device: 'disk', target: 'small', sync: 'full' };
+    const said = [
+      await qmp.refused('blockdev-mirror', byName),
+      await qmp.refused('blockdev-backup', byName),
+    ];
+    await qmp.execute('blockdev-del', { 'node-name': 'small' });
+    said.push(await qmp.refused('drive-mirror', existing));
+    said.push(await qmp.refused('drive-backup', existing));
+    for (const { desc } of said) {
+      expect(desc).toMatch(
+        /^Source and target image have different sizes: node 'disk' has \d+ bytes, node '[^']+' 1048576$/,
+      );
+    }
     expect(await nodeNames(qmp)).toEqual(AT_REST);
   });
 });

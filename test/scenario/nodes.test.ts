@@ -180,6 +180,17 @@ describe('a node', () => {
     expect(await stats(qmp, 'disk')).not.toHaveProperty('wr_latency_histogram');
   });
 
+  it('that is a file tells what became of discards', async () => {
+    const { qmp, uri, file } = await serve();
+    await reopen(qmp, { ...file, discard: 'unmap' });
+    await io(uri, 'write 0 256k', 'discard 64k 64k', 'discard 192k 64k');
+    type Entry = { 'node-name': string; 'driver-specific'?: unknown };
+    const all = await qmp.execute<Entry[]>('query-blockstats', { 'query-nodes': true });
+    const told = all.find((entry) => entry['node-name'] === 'file')?.['driver-specific'];
+    const bytes = { 'discard-bytes-ok': 128 * KIB, 'discard-nb-failed': 0 };
+    expect(told).toEqual({ driver: 'file', 'discard-nb-ok': 2, ...bytes });
+  });
+
   it('with a write threshold reports the first write that goes past it, once, with the amount', async () => {
     const { qmp, uri } = await serve();
     const threshold = { 'node-name': 'disk', 'write-threshold': 64 * KIB };

@@ -23,6 +23,7 @@ import { type ChainExtent, chainStatus } from '../block-status.js';
 import type { ChildEdge } from '../edge.js';
 import type { BlockNode } from '../node.js';
 import { isZero } from '../shaped-requests.js';
+import { sizeMismatch } from '../size-mismatch.js';
 
 /** Smallest cluster, bytes: QEMU's; less would make more requests, more would copy more than needed. */
 export const CBW_CLUSTER_DEFAULT = 64 * KIB;
@@ -88,7 +89,7 @@ export class SnapshotCopies {
     this.writeFlags = compress === true ? REQ_WRITE_COMPRESSED : 0;
     this.#writeUnit = compress === true ? target.limits.compressedUnit : 1;
     if (target.size < this.size) {
-      throw new BlockError('DF_INVALID', 'Source and target image have different sizes');
+      throw sizeMismatch(source.node, target.node);
     }
     const made = { size: this.size, granularity: clusterLength, disabled: true };
     this.bitmap = new DirtyBitmap(made);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Objects that nodes refer to, as QEMU's object model shows them: throttle groups and secrets. */
+import { required, struct } from '../../../protocol/qapi/define.js';
 import * as qapi from '../../../protocol/qapi/qom.js';
 import type { ArgumentsOf, JsonValue } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
@@ -43,6 +44,12 @@ const PROPERTIES: Readonly<Record<ObjectType, readonly Property[]>> = {
     { name: 'data', type: 'string' },
   ],
 };
+
+/** The value of that property, wrapped so that errors name it: 'limits.iops-total'. */
+const LIMITS_VALUE = struct('LimitsValue', {
+  doc: 'A new value of the property.',
+  members: { limits: required(qapi.ThrottleLimits, 'the limits') },
+});
 
 /** Kinds of objects, with what they are special cases of. */
 const TYPES = [
@@ -169,7 +176,7 @@ function setProperty(stores: ObjectStores, path: string, property: string, value
   if (group === undefined || getThrottleProperty(group, property) === undefined) {
     throw noProperty(type, property);
   }
-  const limits = property === 'limits' ? validate(qapi.ThrottleLimits, value) : {};
+  const limits = property === 'limits' ? validate(LIMITS_VALUE, { limits: value }).limits : {};
   setThrottleProperty(group, property, limits);
 }
 

@@ -26,6 +26,7 @@ import type { NodeOptions } from '../../node-options.js';
 import { PERM_RESIZE, type PermissionMask, type ShareMask } from '../../permissions.js';
 import { createFile } from './create.js';
 import { DataExtentCache } from './data-extent-cache.js';
+import { DiscardCounts } from './discard-counts.js';
 import { checkUnchanged, parseFileOptions } from './file-options.js';
 import { ImageAccess } from './image-access.js';
 import type { FileDriverName } from './image-handle.js';
@@ -50,6 +51,7 @@ class FileDriver implements BlockDriver {
   readonly features = FEATURES;
   readonly #access: ImageAccess;
   readonly #zeroes: ZeroRanges;
+  readonly #discards = new DiscardCounts();
   readonly #dataExtent = new DataExtentCache();
   readonly #sync = new SharedSync(() => this.#syncUnlessLost());
   #size: number;
@@ -138,7 +140,9 @@ class FileDriver implements BlockDriver {
 
   discard(offset: number, length: number): MaybePromise<void> {
     this.#dataExtent.forget(offset, length);
-    const pending = this.#zeroes.discard(this.#access.handle, offset, length);
+    const pending = this.#discards.counted(length, () =>
+      this.#zeroes.discard(this.#access.handle, offset, length),
+    );
     if (pending !== undefined) return this.#afterZeroing(pending, offset, length, 0);
   }
 
@@ -206,6 +210,10 @@ class FileDriver implements BlockDriver {
     const { file } = this.#access.handle;
     this.#dataExtent.forget(0, Number.MAX_SAFE_INTEGER);
     this.#size = this.name === 'host_device' ? deviceSize(file) : (await file.stat()).size;
+  }
+
+  specificStats(): Readonly<Record<string, unknown>> {
+    return this.#discards.describe();
   }
 
   preparePermissions(taken: PermissionMask, shared: ShareMask): MaybePromise<void> {
