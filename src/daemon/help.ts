@@ -51,9 +51,11 @@ for one comma, or JSON that starts with {.
 
   --object secret,id=ID,file=PATH|data=TEXT[,format=base64][,keyid=ID,iv=TEXT]
   --object throttle-group,id=ID[,limits.bps-total=N][,limits.iops-total=N]...
-  --object help
-  --object TYPE,help
-                        make an object; list kinds of objects, or their properties
+                        make an object that others refer to
+
+  --blockdev help, --blockdev DRIVER,help, and so for --chardev, --export and --object;
+  --nbd-server help, --monitor help
+                        list drivers and kinds; list the options of one, with their types
 
   --daemonize           go to the background and return when everything listens
   --pidfile PATH        write the process ID to a file, removed at the end

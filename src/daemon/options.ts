@@ -9,14 +9,16 @@ import { BlockExportOptions, NbdServerOptions } from '../../protocol/qapi/block-
 import { MonitorOptions } from '../../protocol/qapi/control.js';
 import type { Infer } from '../../protocol/qapi/define.js';
 import { ObjectOptions } from '../../protocol/qapi/qom.js';
-import { membersOf } from '../../protocol/qapi/structure.js';
+import type { ObjectType } from '../../protocol/qapi/types.js';
 import { BlockError, toError } from '../base/errors.js';
 import { isLogLevel, LOG_LEVELS, type LogLevel } from '../base/log.js';
 import { parseChardevOption } from '../qmp/transport/chardev-option.js';
 import type { BackendOptions } from '../qmp/transport/chardev-set.js';
+import { chardevHelp } from './chardev-help.js';
 import { type Argument, type OptionTable, splitArguments } from './getopt.js';
 import { HELP_TEXT } from './help.js';
 import { parseKeyval } from './keyval.js';
+import { optionHelp } from './option-help.js';
 import { parseOption } from './schema-option.js';
 
 /** One thing to be made, in the order of the command line. */
@@ -60,6 +62,17 @@ const OPTIONS: OptionTable = {
   version: { argument: false, short: 'V' },
 };
 
+/** Options that tell what there is: their type, the key that may be left out, a word for headings. */
+const HELPED: Readonly<
+  Record<string, { type: ObjectType; impliedKey?: string; what: string } | undefined>
+> = {
+  blockdev: { type: BlockdevOptions, impliedKey: 'driver', what: 'block driver' },
+  export: { type: BlockExportOptions, impliedKey: 'type', what: 'export type' },
+  monitor: { type: MonitorOptions, impliedKey: 'chardev', what: 'monitor' },
+  'nbd-server': { type: NbdServerOptions, what: 'nbd-server' },
+  object: { type: ObjectOptions, impliedKey: 'qom-type', what: 'user creatable object' },
+};
+
 /**
  * Parses and checks all arguments before anything is made.
  * @param args what follows the script's name
@@ -83,7 +96,7 @@ export function parseCommandLine(args: readonly string[], versionText: string): 
       else if (argument.name === 'pidfile') pidfile = argument.value;
       else if (argument.name === 'log-level') logLevel = parseLogLevel(argument.value);
       else {
-        const text = objectHelp(argument);
+        const text = helpOf(argument);
         if (text !== undefined) return { kind: 'print', text };
         actions.push(parseAction(argument));
       }
@@ -133,24 +146,14 @@ function parseLogLevel(text: string): LogLevel {
   throw new BlockError('DF_INVALID', `'${text}' is no log level; there are ${choices}`);
 }
 
-/** `--object help` and `--object TYPE,help` print what there is. */
-function objectHelp({ name, value }: Argument): string | undefined {
-  if (name !== 'object' || value.startsWith('{')) return undefined;
-  const { tree, help } = parseKeyval(value, { impliedKey: 'qom-type' });
-  if (!help) return undefined;
-  const type = tree['qom-type'];
-  if (type === undefined) {
-    const kinds = Object.keys(ObjectOptions.branches).map((kind) => `  ${kind}\n`);
-    return `List of user creatable objects:\n${kinds.join('')}`;
-  }
-  const branches: Readonly<Record<string, Parameters<typeof membersOf>[0]>> =
-    ObjectOptions.branches;
-  const branch = typeof type === 'string' && Object.hasOwn(branches, type) && branches[type];
-  if (!branch) {
-    throw new BlockError('DF_INVALID', `Parameter 'qom-type' does not accept value '${type}'`);
-  }
-  const lines = [...membersOf(branch)].map(([key, member]) => `  ${key}: ${member.doc}\n`);
-  return `${type} options:\n${lines.join('')}`;
+/** The text that an option with `help` in its value asks for. @throws BlockError DF_INVALID */
+function helpOf({ name, value }: Argument): string | undefined {
+  const helped = Object.hasOwn(HELPED, name) ? HELPED[name] : undefined;
+  if (name === 'chardev') return chardevHelp(value);
+  if (helped === undefined || value.startsWith('{')) return undefined;
+  const { type, impliedKey, what } = helped;
+  const { tree, help } = parseKeyval(value, impliedKey === undefined ? {} : { impliedKey });
+  return help ? optionHelp(type, tree, what) : undefined;
 }
 
 /** A daemon in the background has no stdin or stdout that anybody could use. */

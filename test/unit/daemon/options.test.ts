@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 import { spawnSync } from 'node:child_process';
 import { describe, expect, it } from 'vitest';
+import { BlockdevOptions } from '../../../protocol/qapi/block-core-options.js';
+import { BlockExportOptions } from '../../../protocol/qapi/block-export.js';
+import { ChardevBackend } from '../../../protocol/qapi/char.js';
+import { ObjectOptions } from '../../../protocol/qapi/qom.js';
 import {
   type DaemonOptions,
   descriptorsOf,
@@ -87,16 +91,54 @@ describe('command line of diskferryd', () => {
     }
   });
 
-  it('lists objects and their properties', () => {
-    expect(parseCommandLine(['--object', 'help'], '')).toEqual({
-      ...{ kind: 'print', text: 'List of user creatable objects:\n  secret\n  throttle-group\n' },
-    });
-    expect(parseCommandLine(['--object', 'throttle-group,help'], '')).toMatchObject({
-      text: expect.stringContaining('limits: '),
-    });
-    expect(refusal('--object', 'constructor,help')).toContain(
-      "does not accept value 'constructor'",
+  const printed = (...args: string[]): string => {
+    const line = parseCommandLine(args, '');
+    if (line.kind !== 'print') throw new Error('nothing printed');
+    return line.text;
+  };
+
+  it.each([
+    ['--object', 'List of user creatable objects:', ObjectOptions.branches],
+    ['--blockdev', 'List of block drivers:', BlockdevOptions.branches],
+    ['--export', 'List of export types:', BlockExportOptions.branches],
+    ['--chardev', 'List of chardev backend types:', ChardevBackend.branches],
+  ])('lists what there is for %s help, and the options of each', (option, heading, kinds) => {
+    const [first, ...rows] = printed(option, 'help').trimEnd().split('\n');
+    expect(first).toBe(heading);
+    const listed = rows.map((row) => row.trim().split(' ')[0] ?? '');
+    expect([...listed].sort()).toEqual(Object.keys(kinds).sort());
+    for (const kind of listed) {
+      expect(printed(option, `${kind},help`)).toMatch(
+        new RegExp(`^${kind} options:\n( {2}.+\n)+$`),
+      );
+    }
+    expect(refusal(option, 'constructor,help')).toContain("'constructor'");
+  });
+
+  it('writes options of nodes as they are given', () => {
+    const lines = printed('--blockdev', 'nbd,help').split('\n');
+    const row = (key: string) => lines.find((line) => line.startsWith(`  ${key}=`));
+    expect(row('server.type')).toContain('<inet|unix|');
+    expect(row('server.port')).toContain('inet: ');
+    expect(row('reconnect-delay')).toMatch(/<number> .*default: 0/);
+    expect(row('cache.direct')).toContain('<on|off>');
+    expect(printed('--blockdev', 'raw,help')).toMatch(
+      /file=<string> .*required.*; or file.driver=DRIVER/,
     );
+    expect(printed('--blockdev', 'quorum,help')).toContain('children.0=<string>');
+    expect(printed('--blockdev', 'blkdebug,help')).toContain('inject-error.0.event=<');
+    expect(printed('--nbd-server', 'help')).toContain('addr.path=<string>');
+    expect(printed('--monitor', 'help')).toContain('chardev=<string>');
+  });
+
+  it('names only options of character devices that there are', () => {
+    for (const kind of Object.keys(ChardevBackend.branches)) {
+      for (const [, name] of printed('--chardev', `${kind},help`).matchAll(
+        /^ {2}([a-z0-9-]+)=/gm,
+      )) {
+        expect(refusal('--chardev', `${kind},id=a,${name}=1`)).not.toContain('Invalid parameter');
+      }
+    }
   });
 
   it('refuses trace points with a word of advice', () => {
@@ -165,7 +207,6 @@ describe('refusals are those of qemu-storage-daemon', () => {
     ['--blockdev', 'driver=nope'],
     ['--blockdev', 'null-co,foo=1'],
     ['--blockdev', 'null-co,node-name=a,read-zeroes=maybe'],
-    ['--blockdev', 'null-co,help'],
     ['--blockdev', 'file,node-name=a'],
     ['--blockdev', 'raw,node-name=a,file.driver=file'],
     ['--blockdev', 'raw,node-name=a,file.driver=null-co,file.x=1'],
@@ -179,7 +220,6 @@ describe('refusals are those of qemu-storage-daemon', () => {
     ['--nbd-server', 'addr.type=inet'],
     ['--nbd-server', 'addr.type=inet,addr.host=h'],
     ['--nbd-server', 'addr.type=unix,addr.path=/nowhere/x,max-connections=many'],
-    ['--nbd-server', 'help'],
     ['--export', 'nbd'],
     ['--export', 'nope,id=a,node-name=x'],
     ['--export', 'nbd,id=a'],
