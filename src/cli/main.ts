@@ -8,16 +8,9 @@ import { img } from './img/main.js';
 import { migrate } from './migrate.js';
 import { qmp } from './qmp.js';
 
-const HELP = `Usage: diskferry COMMAND [OPTION...]
+const MIGRATE_HELP = `Usage: diskferry migrate --from MONITOR --node NAME --to URI [OPTION...]
+Moves a disk that is in use to another NBD server, and its users with it, while they work.
 
-  migrate   move a disk that is in use from one daemon to another NBD server
-  img       look into disk images and change them: diskferry img --help
-  qmp       run one QMP command and print what it returns
-
-  -h, --help     print this
-  -V, --version  print the version
-
-Options of migrate:
   --from MONITOR      monitor of the daemon that has the disk: a socket's path, or HOST:PORT
   --node NAME         the disk there
   --to URI            where it goes: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH,
@@ -26,16 +19,42 @@ Options of migrate:
   --copy-mode MODE    when a write reaches the target: background, write-blocking or auto (default),
                       which slows writers down when they write as fast as the disk is copied
   --copy-only         leave the users on the source; the target is a copy as of the end
-  SIGINT, SIGTERM or SIGHUP calls the migration off: the disk stays where it is. Another one, more
-  than a second later, ends the command at once; query-jobs shows what is left then.
+  -h, --help          print this
 
-Options of qmp:
-  diskferry qmp MONITOR COMMAND [KEY=VALUE...]
-  A value that is JSON (a number, true, {...}, "text") is taken as such, anything else is text.
+SIGINT, SIGTERM or SIGHUP calls the migration off: the disk stays where it is. Another one, more
+than a second later, ends the command at once; query-jobs shows what is left then.
+
+Example:
+  diskferry migrate --from /run/a.qmp --node disk0 --to nbd://host-b/disk0
+`;
+
+const QMP_HELP = `Usage: diskferry qmp MONITOR COMMAND [KEY=VALUE...]
+Runs one QMP command and prints what it returns, as JSON.
+
+  MONITOR             a socket's path, or HOST:PORT
+  COMMAND             query-commands lists all; docs/qmp-reference.md tells what they do
+  KEY=VALUE           an argument: a VALUE that is JSON (a number, true, {...}, "text") is taken as
+                      such, anything else is text
+  -h, --help          print this
 
 Examples:
   diskferry qmp /run/diskferryd.qmp query-block-exports
+  diskferry qmp localhost:4444 block_resize node-name=disk0 size=10737418240
+`;
+
+const HELP = `Usage: diskferry COMMAND [OPTION...]
+
+  migrate   move a disk that is in use from one daemon to another NBD server
+  img       look into disk images and change them, with the commands of qemu-img
+  qmp       run one QMP command and print what it returns
+
+  -h, --help     print this; after a command: how that is used
+  -V, --version  print the version
+
+Examples:
   diskferry migrate --from /run/a.qmp --node disk0 --to nbd://host-b/disk0
+  diskferry img convert -O qcow2 disk.img disk.qcow2
+  diskferry qmp /run/diskferryd.qmp query-block-exports
 `;
 
 const HINT = "'diskferry --help' tells how it is used";
@@ -43,10 +62,18 @@ const HINT = "'diskferry --help' tells how it is used";
 async function main(args: readonly string[]): Promise<number> {
   const [command, ...rest] = args;
   if (command === undefined) throw new Error(`no command given; ${HINT}`);
-  const isHelp = ['-h', '--help', 'help'].includes(command);
-  if (isHelp || (command !== 'img' && rest.includes('--help'))) {
+  if (['-h', '--help', 'help'].includes(command)) {
+    const [topic, ...more] = rest;
+    if (topic !== undefined && topic !== 'help') return main([topic, '--help', ...more]);
     process.stdout.write(HELP);
     return 0;
+  }
+  if (rest.includes('--help') || rest.includes('-h')) {
+    const text = command === 'migrate' ? MIGRATE_HELP : command === 'qmp' ? QMP_HELP : undefined;
+    if (text !== undefined) {
+      process.stdout.write(text);
+      return 0;
+    }
   }
   if (['-V', '--version'].includes(command)) {
     process.stdout.write(`diskferry version ${VERSION}\n`);

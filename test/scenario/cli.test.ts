@@ -65,11 +65,33 @@ const migration = (source: ServedImage, to: string, ...options: string[]): strin
 ];
 
 describe('diskferry', () => {
+  it.each([
+    ['migrate', '--speed BYTES', '--image-opts'],
+    ['qmp', 'KEY=VALUE', '--speed'],
+    ['img', 'convert [-f FMT]', '--speed'],
+    ['img convert', '--target-is-zero', '--shrink'],
+    ['img resize', '--shrink', '--target-is-zero'],
+    ['img dd', 'skip=N', '--shrink'],
+  ])('tells how %s is used, and of nothing else', async (command, has, hasNot) => {
+    const words = command.split(' ');
+    const { code, stdout, stderr } = await diskferry([...words, '--help']);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+    expect(stdout.split('\n')[0]).toMatch(new RegExp(`^Usage: diskferry ${command} `));
+    expect(stdout).toContain(has);
+    expect(stdout).not.toContain(hasNot);
+    for (const other of [
+      [...words, '-h'],
+      ['help', ...words],
+    ]) {
+      expect(await diskferry(other)).toMatchObject({ code: 0, stdout });
+    }
+  });
+
   it('tells how it is used, and its version', async () => {
     const { version } = JSON.parse(
       readFileSync(new URL('../../package.json', import.meta.url), 'utf8'),
     ) as { version: string };
-    for (const words of [['--help'], ['-h'], ['help'], ['migrate', '--help']]) {
+    for (const words of [['--help'], ['-h'], ['help']]) {
       const help = await diskferry(words);
       expect(help).toMatchObject({ code: 0, stderr: '' });
       expect(help.stdout).toContain('Usage: diskferry COMMAND');

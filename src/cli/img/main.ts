@@ -6,6 +6,7 @@ import { compare } from './compare.js';
 import { convert } from './convert.js';
 import { create } from './create.js';
 import { dd } from './dd.js';
+import { commandHelp } from './help.js';
 import { info } from './info.js';
 import { map } from './map.js';
 import { resize } from './resize.js';
@@ -46,9 +47,16 @@ const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = 
 /** @returns exit status, as qemu-img's. @throws what went wrong; `exitStatus` on it when not 1 */
 export async function img(args: readonly string[]): Promise<number> {
   const [command = '', ...rest] = args;
-  if (['', '-h', '--help', 'help'].includes(command) || rest.includes('--help')) {
-    process.stdout.write(IMG_HELP);
+  if (['', '-h', '--help', 'help'].includes(command)) {
+    process.stdout.write(commandHelp(rest[0] ?? '', IMG_HELP) ?? IMG_HELP);
     return command === '' ? 1 : 0;
+  }
+  if (rest.includes('--help') || rest.includes('-h')) {
+    const text = commandHelp(command, IMG_HELP);
+    if (text !== undefined) {
+      process.stdout.write(text);
+      return 0;
+    }
   }
   const run = Object.hasOwn(COMMANDS, command) ? COMMANDS[command] : undefined;
   if (run === undefined) {
