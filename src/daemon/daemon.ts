@@ -14,7 +14,7 @@ import { JobRegistry } from '../job/job-registry.js';
 import { NbdService } from '../nbd/server/service.js';
 import { registerBackup } from '../qmp/commands/backup.js';
 import { registerBitmaps } from '../qmp/commands/bitmap.js';
-import { registerBlockCore } from '../qmp/commands/block-core.js';
+import { checkRootName, registerBlockCore } from '../qmp/commands/block-core.js';
 import { registerBlockCreate } from '../qmp/commands/block-create.js';
 import { addExport, registerBlockExports } from '../qmp/commands/block-export.js';
 import { registerBlockJobStarts } from '../qmp/commands/block-job.js';
@@ -76,6 +76,7 @@ export class Daemon {
   async apply(action: OptionAction): Promise<void> {
     switch (action.kind) {
       case 'blockdev':
+        checkRootName(action.options);
         await openNode(this.graph, action.options, { monitorOwned: true });
         return;
       case 'chardev':

@@ -23,6 +23,8 @@ import { takeActivationSockets } from './socket-activation.js';
 import { VERSION_TEXT } from './version.js';
 
 const PROGRAM = 'diskferryd';
+/** Nothing happens then; it is the longest interval that there is. */
+const KEEP_ALIVE_MS = 2 ** 31 - 1;
 
 async function main(): Promise<void> {
   const report = readinessReport(process.env);
@@ -69,6 +71,8 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
   });
   setRootLog(log.logger);
   const ending = new Ending(log);
+  // Without a socket or timer left Node would end the process, nodes unflushed: only we end it.
+  setInterval(() => undefined, KEEP_ALIVE_MS);
   const daemon = new Daemon({
     logger: log.logger,
     stdio: { input: process.stdin, output: process.stdout },

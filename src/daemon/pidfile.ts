@@ -14,7 +14,7 @@ import {
   unlinkSync,
   writeSync,
 } from 'node:fs';
-import { BlockError, errnoName, fromSystemError, toError } from '../base/errors.js';
+import { BlockError, errnoName, fromSystemError } from '../base/errors.js';
 import { PIDFILE_RACE_TRIES } from '../base/limits.js';
 
 export interface PidFileOptions {
@@ -108,5 +108,5 @@ function discard(path: string, fd: number): void {
 }
 
 function refused(error: unknown): BlockError {
-  return fromSystemError(error, `cannot create PID file: ${toError(error).message}`);
+  return fromSystemError(error, 'cannot create PID file');
 }

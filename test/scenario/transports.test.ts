@@ -232,7 +232,42 @@ describe('SIGTERM', () => {
   });
 });
 
+describe('a daemon that nobody can reach', () => {
+  it('stays until a signal ends it in order', async () => {
+    const scope = testScope();
+    const pidfile = join(await scope.tempDir(), 'pid');
+    const { program, args } = daemonCommand();
+    const options = ['--chardev', 'stdio,id=c', '--monitor', 'c', '--pidfile', pidfile];
+    const child = spawnTracked(program, [...args, ...options], { stdio: 'ignore' });
+    const ended = new Promise((resolve) => child.once('exit', (...how) => resolve(how)));
+    await waitUntil(() => existsSync(pidfile), { what: () => 'the pid file' });
+    // Its standard input is at its end. Who ends of itself does not get as far as removing the file.
+    child.kill('SIGTERM');
+    expect(await ended).toEqual([0, null]);
+    expect(existsSync(pidfile)).toBe(false);
+  });
+});
+
 describe('an option that fails', () => {
+  it.each([
+    [['--blockdev', 'null-co'], "'node-name' must be specified for the root node"],
+    [['--chardev', 'stdio,id=a', '--chardev', 'stdio,id=b'], 'cannot use stdio by multiple'],
+    [['--pidfile', '/nowhere/pid'], 'cannot create PID file: No such file or directory'],
+    [
+      ['--nbd-server', 'addr.type=unix,addr.path=/nowhere/nbd'],
+      'Failed to bind socket to /nowhere/nbd: No such file or directory',
+    ],
+    [
+      ['--nbd-server', 'addr.type=inet,addr.host=nohost.invalid,addr.port=0'],
+      /Name or service not known|Temporary failure in name resolution/,
+    ],
+  ])('says so: %j', async (options, text) => {
+    const { program, args } = daemonCommand();
+    const { code, stderr } = await tryPeer(program, [...args, ...options]);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(text);
+  });
+
   it.each([[], ['--daemonize']])(
     'is told in one line, with status 1, and leaves nothing: %j',
     async (...more) => {

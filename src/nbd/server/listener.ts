@@ -132,7 +132,13 @@ function listenOnce(server: Server, address: SocketAddress): Promise<void> {
   return new Promise<void>((resolve, reject) => {
     const failed = (error: Error) => {
       const reason = listenError(error, options.path);
-      reject(fromSystemError(reason, `Failed to listen on ${where}`, { op: 'listen' }));
+      reject(
+        fromSystemError(
+          reason,
+          `Failed to ${address.type === 'unix' ? 'bind socket to' : 'listen on'} ${where}`,
+          { op: 'listen' },
+        ),
+      );
     };
     server.once('error', failed);
     server.once('listening', () => {

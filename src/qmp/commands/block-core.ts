@@ -85,12 +85,16 @@ function shortText(error: unknown): string {
   return errno !== undefined ? errnoText(errno) : errorText(toError(error));
 }
 
+/** @throws BlockError DF_INVALID for a node that nobody could name, and so remove */
+export function checkRootName(options: { readonly 'node-name'?: string | undefined }): void {
+  if (options['node-name'] !== undefined) return;
+  throw new BlockError('DF_INVALID', "'node-name' must be specified for the root node");
+}
+
 function registerGraphChanges(registry: CommandRegistry, services: BlockServices): void {
   const { graph } = services;
   registry.register(qapi.BLOCKDEV_ADD, async (options) => {
-    if (options['node-name'] === undefined) {
-      throw new BlockError('DF_INVALID', "'node-name' must be specified for the root node");
-    }
+    checkRootName(options);
     await openNode(graph, options as DriverOptions, { monitorOwned: true });
   });
   registry.register(qapi.BLOCKDEV_DEL, (args) => graph.remove(args['node-name']));

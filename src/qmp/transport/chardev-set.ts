@@ -74,6 +74,7 @@ export class ChardevSet {
     if (this.#chardevs.has(id)) {
       throw new BlockError('DF_EXISTS', `Chardev with id '${id}' already exists`);
     }
+    if (options.type === 'stdio') this.#checkStdioFree();
     const chardev = new Chardev({ id, backend: this.#backend(options) });
     // The id is taken from here on; opening may need time.
     this.#chardevs.set(id, chardev);
@@ -135,6 +136,12 @@ export class ChardevSet {
     const all = [...this.#chardevs.values()];
     this.#chardevs.clear();
     await Promise.allSettled(all.map((chardev) => chardev.close(deadlineMs)));
+  }
+
+  /** @throws BlockError DF_IN_USE: two devices would each get parts of what comes in */
+  #checkStdioFree(): void {
+    const taken = [...this.#chardevs.values()].some(({ filename }) => filename === 'stdio');
+    if (taken) throw new BlockError('DF_IN_USE', 'cannot use stdio by multiple character devices');
   }
 
   #backend(options: BackendOptions): ChardevBackend {

@@ -113,9 +113,12 @@ export class SocketServer implements ChardevBackend {
     const { address } = this.#options;
     return new Promise((resolve, reject) => {
       const failed = (error: Error) => {
-        const what = address.type === 'unix' ? 'bind socket to' : 'listen on';
+        const what =
+          address.type === 'unix'
+            ? `bind socket to ${address.path}`
+            : `listen on ${addressText(address)}`;
         const reason = listenError(error, address.type === 'unix' ? address.path : undefined);
-        reject(fromSystemError(reason, `Failed to ${what} ${addressText(address)}`));
+        reject(fromSystemError(reason, `Failed to ${what}`));
       };
       server.once('error', failed);
       server.listen(options, () => {

@@ -16,6 +16,9 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
 const create = (path: string) => createPidFile({ path, pid: 4711, tryLock: tryLockFile });
 
+const refusal = (errno: string) =>
+  expect.objectContaining({ message: 'cannot create PID file', context: { errno } });
+
 describe('PID file', () => {
   it('holds the process ID and a line feed, and is removed at the end', () => {
     const path = join(folder, 'pid');
@@ -43,9 +46,9 @@ describe('PID file', () => {
   });
 
   it('names the reason when there is no such folder', () => {
-    expect(() => create(join(folder, 'no', 'pid'))).toThrow(/^cannot create PID file: .*ENOENT/);
+    expect(() => create(join(folder, 'no', 'pid'))).toThrow(refusal('ENOENT'));
     mkdirSync(join(folder, 'dir'));
-    expect(() => create(join(folder, 'dir'))).toThrow(/^cannot create PID file: .*EISDIR/);
+    expect(() => create(join(folder, 'dir'))).toThrow(refusal('EISDIR'));
   });
 
   it('excludes a qemu-storage-daemon, and is excluded by one', async () => {

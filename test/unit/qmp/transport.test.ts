@@ -220,6 +220,10 @@ describe('other devices', () => {
     expect(await peer.next()).toEqual({ return: {} });
     expect(await peer.next()).toEqual({ return: 'a' });
     expect(filename('m')).toBe('stdio');
+    await expect(server.chardevs.add('n', { type: 'stdio', data: {} })).rejects.toThrow(
+      'cannot use stdio by multiple character devices',
+    );
+    expect(filename('n')).toBe('');
   });
 
   test('pipe serves a pair of FIFOs, and closes them', async () => {
