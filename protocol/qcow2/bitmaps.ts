@@ -149,21 +149,33 @@ const OFFSET_MASK = 0x00ff_ffff_ffff_fe00n;
 
 /** @throws RangeError for an entry that the format does not allow */
 export function decodeBitmapTable(bytes: Uint8Array, clusterSize: number): BitmapCluster[] {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const clusters: BitmapCluster[] = [];
-  for (let at = 0; at + 8 <= bytes.byteLength; at += 8) {
-    const entry = view.getBigUint64(at);
-    const offset = entry & OFFSET_MASK;
-    const wrong =
-      (entry & RESERVED_MASK) !== 0n ||
-      (offset !== 0n && ((entry & 1n) !== 0n || offset % BigInt(clusterSize) !== 0n));
-    if (wrong || offset > BigInt(Number.MAX_SAFE_INTEGER)) {
-      throw new RangeError(`entry ${at / 8} is 0x${entry.toString(16)}`);
+  for (let index = 0; (index + 1) * 8 <= bytes.byteLength; index++) {
+    const cluster = decodeBitmapTableEntry(bytes, index, clusterSize);
+    if (cluster === undefined) {
+      const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+      throw new RangeError(`entry ${index} is 0x${view.getBigUint64(index * 8).toString(16)}`);
     }
-    if (offset !== 0n) clusters.push(Number(offset));
-    else clusters.push((entry & 1n) !== 0n ? 'ones' : 'zeroes');
+    clusters.push(cluster);
   }
   return clusters;
+}
+
+/** @returns undefined for an entry that the format does not allow */
+export function decodeBitmapTableEntry(
+  bytes: Uint8Array,
+  index: number,
+  clusterSize: number,
+): BitmapCluster | undefined {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const entry = view.getBigUint64(index * 8);
+  const offset = entry & OFFSET_MASK;
+  const wrong =
+    (entry & RESERVED_MASK) !== 0n ||
+    (offset !== 0n && ((entry & 1n) !== 0n || offset % BigInt(clusterSize) !== 0n));
+  if (wrong || offset > BigInt(Number.MAX_SAFE_INTEGER)) return undefined;
+  if (offset !== 0n) return Number(offset);
+  return (entry & 1n) !== 0n ? 'ones' : 'zeroes';
 }
 
 export function encodeBitmapTable(clusters: readonly BitmapCluster[]): Uint8Array {

@@ -9,6 +9,12 @@ export const ENTRY_COPIED = 0x8000_0000;
 export const ENTRY_COMPRESSED = 0x4000_0000;
 const OFFSET_HIGH_MASK = 0x00ff_ffff;
 const OFFSET_LOW_MASK = 0xffff_fe00;
+/** Bits that are zero in an L1 entry, by words. */
+export const L1_RESERVED_HIGH = 0x7f00_0000;
+export const L1_RESERVED_LOW = 0x1ff;
+/** Bits that are zero in an L2 entry that is not compressed, by words. */
+export const L2_RESERVED_HIGH = 0x3f00_0000;
+export const L2_RESERVED_LOW = 0x1fe;
 /** Bit 0 of the low word: the cluster reads as zeroes. Not with extended entries. */
 export const ENTRY_ZERO = 1;
 

@@ -9,6 +9,7 @@ import type { BlockBackend } from './backend.js';
 import type { BitmapStore } from './bitmap/bitmap-store.js';
 import type { BitmapHolder } from './bitmap/dirty-bitmap.js';
 import type { ChildEdge } from './edge.js';
+import type { ImageChecker } from './image-check.js';
 import type { BlockNode } from './node.js';
 import type { NodeOptions } from './node-options.js';
 import type { PermissionMask, ShareMask } from './permissions.js';
@@ -359,6 +360,8 @@ export interface DriverDefinition {
   readonly compresses?: boolean;
   /** How it makes images, where it does: `blockdev-create`. */
   readonly create?: ImageCreation;
+  /** How its images are checked, where they can be: they lie on the child 'file'. */
+  readonly checker?: ImageChecker;
 }
 
 /** How a driver makes an image. Run by `create-image.ts`. */

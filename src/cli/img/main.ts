@@ -2,6 +2,7 @@
 /** `diskferry img`: the commands, one file each. */
 import { BlockError } from '../../base/errors.js';
 import { bitmap } from './bitmap.js';
+import { check } from './check.js';
 import { compare } from './compare.js';
 import { convert } from './convert.js';
 import { create } from './create.js';
@@ -16,6 +17,7 @@ export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and o
 
   info [-f FMT] [--output human|json] [--backing-chain] [-U] [--image-opts] FILE
   map [-f FMT] [--output human|json] [-s OFFSET] [-l LENGTH] [-U] [--image-opts] FILE
+  check [-r leaks|all] [-f FMT] [--output human|json] [-T CACHE] [-q] [-U] [--image-opts] FILE
   create [-f FMT] [-o OPTIONS] [-b BACKING -F FMT] [-u] [-q] FILE [SIZE]
   convert [-f FMT] [-O FMT] [-o OPTIONS] [-n] [--target-is-zero] [-S SIZE] [-m COUNT] [-W] [-r RATE]
           [-t CACHE] [-T CACHE] [--bitmaps [--skip-broken-bitmaps]] [-p] [-q] [-U] [--image-opts]
@@ -34,6 +36,7 @@ that is not given is found out by the first bytes. Encrypted disks need a secret
 
 const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = {
   bitmap,
+  check,
   compare,
   convert,
   create,

@@ -6,7 +6,7 @@ import type { JsonObject } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
 import { BlockBackend } from '../../block/backend.js';
-import type { DriverOptions } from '../../block/block-driver.js';
+import type { DriverDefinition, DriverOptions } from '../../block/block-driver.js';
 import { Secrets } from '../../block/crypto/secrets.js';
 import { registerDrivers } from '../../block/driver/all.js';
 import { BlockGraph } from '../../block/graph.js';
@@ -106,18 +106,52 @@ export class ImageSession {
   /** @throws BlockError that says which image and why */
   async open(request: ImageRequest): Promise<BlockBackend> {
     try {
-      const node = await this.#openNode(request);
-      const backend = new BlockBackend(`the image '${request.name}'`);
-      const write = request.writable === true ? PERM_WRITE | PERM_RESIZE : 0;
-      // What changes while it is looked at is no answer to anything, unless one asks for that.
-      const shared = request.forceShare === true ? PERM_ALL : PERM_CONSISTENT_READ;
-      const permissions = { taken: PERM_CONSISTENT_READ | write, shared };
-      await this.graph.attach(backend, node, permissions);
-      this.#backends.push(backend);
-      return backend;
+      return await this.#attach(request, await this.#openNode(request));
     } catch (error) {
-      throw new BlockError('DF_INVALID', `Could not open '${request.name}'`, {}, { cause: error });
+      throw couldNotOpen(request, error);
     }
+  }
+
+  /**
+   * Opens what an image lies on, and not the image: for who looks at it from outside.
+   * @throws BlockError that says which image and why
+   */
+  async openFile(
+    request: ImageRequest,
+  ): Promise<{ readonly format: string; readonly file: BlockBackend }> {
+    try {
+      const access = accessOptions(request);
+      const given = await describedOptions(request);
+      const protocol = given ?? (await filenameOptions(this.graph.drivers, request.name));
+      const format = String(
+        given?.driver ?? request.format ?? (await this.#probe(protocol, access)),
+      );
+      const { checker } = this.#driver(format);
+      // An image of a format that can't be looked into is opened as it is, to see that it is there.
+      const inner =
+        given !== undefined && checker !== undefined ? (given as DriverOptions).file : protocol;
+      const options = validated({ ...(inner as DriverOptions), ...access });
+      return { format, file: await this.#attach(request, await openNode(this.graph, options)) };
+    } catch (error) {
+      throw couldNotOpen(request, error);
+    }
+  }
+
+  #driver(name: string): DriverDefinition {
+    const { drivers } = this.graph;
+    if (drivers.names.includes(name)) return drivers.get(name);
+    throw new BlockError('DF_NOT_SUPPORTED', `Unknown driver '${name}'`);
+  }
+
+  async #attach(request: ImageRequest, node: BlockNode): Promise<BlockBackend> {
+    const backend = new BlockBackend(`the image '${request.name}'`);
+    const write = request.writable === true ? PERM_WRITE | PERM_RESIZE : 0;
+    // What changes while it is looked at is no answer to anything, unless one asks for that.
+    const shared = request.forceShare === true ? PERM_ALL : PERM_CONSISTENT_READ;
+    const permissions = { taken: PERM_CONSISTENT_READ | write, shared };
+    await this.graph.attach(backend, node, permissions);
+    this.#backends.push(backend);
+    return backend;
   }
 
   async close(): Promise<void> {
@@ -134,9 +168,7 @@ export class ImageSession {
     }
     const protocol = await filenameOptions(this.graph.drivers, request.name);
     const format = request.format ?? (await this.#probe(protocol, access));
-    if (!this.graph.drivers.names.includes(format)) {
-      throw new BlockError('DF_NOT_SUPPORTED', `Unknown driver '${format}'`);
-    }
+    this.#driver(format);
     const file = { ...protocol, ...access };
     const backing = this.#backingOptions(request, format);
     return openNode(this.graph, validated({ driver: format, file, ...backing, ...access }));
@@ -165,6 +197,9 @@ export class ImageSession {
     }
   }
 }
+
+const couldNotOpen = ({ name }: ImageRequest, cause: unknown): BlockError =>
+  new BlockError('DF_INVALID', `Could not open '${name}'`, {}, { cause });
 
 const validated = (options: DriverOptions) =>
   validate(BlockdevOptions, options as unknown as JsonObject);

@@ -29,7 +29,9 @@ export interface DirectoryPlace {
  * The directory that the image says is valid.
  * @throws BlockError DF_INVALID, in QEMU's words
  */
-export async function readDirectory(image: Qcow2Image): Promise<StoredBitmap[]> {
+export async function readDirectory(
+  image: Pick<Qcow2Image, 'file' | 'geometry' | 'header'>,
+): Promise<StoredBitmap[]> {
   const { header, geometry, file } = image;
   const data = header.extension(QCOW2_EXT_BITMAPS);
   if (data === undefined || (header.header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) === 0n) return [];
@@ -74,7 +76,9 @@ function checkNames(bitmaps: readonly StoredBitmap[]): void {
 }
 
 /** Where the directory lies; undefined: the image has none that is valid. */
-export function directoryPlace(image: Qcow2Image): DirectoryPlace | undefined {
+export function directoryPlace(
+  image: Pick<Qcow2Image, 'header' | 'storedBitmaps'>,
+): DirectoryPlace | undefined {
   const data = image.header.extension(QCOW2_EXT_BITMAPS);
   if (data === undefined || image.storedBitmaps.length === 0) return undefined;
   const { directoryOffset, directoryLength } = QCOW2_BITMAPS_EXTENSION.decode(data);

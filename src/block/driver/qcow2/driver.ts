@@ -33,6 +33,7 @@ import {
   deleteSnapshot,
   listSnapshots,
 } from './change-snapshots.js';
+import { qcow2Checker } from './check/check.js';
 import { qcow2Creation } from './create-options.js';
 import { discardGuest } from './discard.js';
 import { formatInfo, specificInfo } from './format-info.js';
@@ -410,4 +411,5 @@ export const qcow2Driver: DriverDefinition = {
   impliedChildren,
   compresses: true,
   create: qcow2Creation,
+  checker: qcow2Checker,
 };

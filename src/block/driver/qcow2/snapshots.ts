@@ -34,27 +34,33 @@ const ENTRY_MAX = QCOW2_SNAPSHOT.size + QCOW2_SNAPSHOT_EXTRA_MAX + 2 * 0xffff + 
 
 /** @throws BlockError DF_CORRUPT_IMAGE when the table, or an L1 table that it names, can't be right */
 export async function snapshotTables(image: Qcow2Image): Promise<SnapshotTable> {
+  const { offset, length, entries } = await readSnapshotTable(image);
+  return { offset, length, tables: decoded(() => entries.map((entry) => checked(image, entry))) };
+}
+
+/** The table as it stands in the file. @throws BlockError DF_CORRUPT_IMAGE when it can't be right */
+export async function readSnapshotTable(
+  image: Pick<Qcow2Image, 'file' | 'header'>,
+): Promise<Omit<SnapshotTable, 'tables'> & { readonly entries: readonly SnapshotEntry[] }> {
   const { snapshotCount, snapshotsOffset } = image.header.header;
   const offset = Number(snapshotsOffset);
-  if (snapshotCount === 0) return { offset, length: 0, tables: [] };
+  if (snapshotCount === 0) return { offset, length: 0, entries: [] };
   const { file } = image;
   const available = Math.max(file.size - offset, 0);
   const bytes = Buffer.alloc(
     Math.min(snapshotCount * ENTRY_MAX, QCOW2_SNAPSHOT_TABLE_MAX, available),
   );
   await readPadded(file, offset, bytes);
+  const { tables, length } = decoded(() => decodeSnapshotTables(bytes, snapshotCount));
+  return { offset, length, entries: tables };
+}
+
+function decoded<T>(decode: () => T): T {
   try {
-    const { tables, length } = decodeSnapshotTables(bytes, snapshotCount);
-    return { offset, length, tables: tables.map((table) => checked(image, table)) };
+    return decode();
   } catch (error) {
-    throw new BlockError(
-      'DF_CORRUPT_IMAGE',
-      'Snapshot table is invalid',
-      {},
-      {
-        cause: toError(error),
-      },
-    );
+    const cause = toError(error);
+    throw new BlockError('DF_CORRUPT_IMAGE', 'Snapshot table is invalid', {}, { cause });
   }
 }
 

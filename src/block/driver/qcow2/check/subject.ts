@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+/** The image that is checked, and what has been found so far. All is read from the file. */
+import type { StoredBitmap } from '../../../../../protocol/qcow2/bitmaps.js';
+import { QCOW2_INCOMPAT_DATA_FILE } from '../../../../../protocol/qcow2/header.js';
+import type { SnapshotEntry } from '../../../../../protocol/qcow2/snapshots.js';
+import type { CheckFix, CheckRequest, CheckResult } from '../../../image-check.js';
+import { type DirectoryPlace, directoryPlace, readDirectory } from '../bitmap-directory.js';
+import type { Geometry } from '../geometry.js';
+import { HeaderState } from '../header-state.js';
+import type { ImageIo } from '../image-io.js';
+import type { EntryTable, L1Table } from '../l1-table.js';
+import { readHead, readTables } from '../open.js';
+import { readSnapshotTable } from '../snapshots.js';
+
+export type Tally = { -readonly [K in keyof CheckResult]: CheckResult[K] };
+
+export interface CheckSubject {
+  readonly file: ImageIo;
+  readonly header: HeaderState;
+  readonly geometry: Geometry;
+  readonly hasDataFile: boolean;
+  /** Virtual size, bytes. */
+  readonly size: number;
+  readonly l1: L1Table;
+  /** Of refcount blocks; another one when all counts have been written anew. */
+  table: EntryTable;
+  readonly snapshots: SnapshotsInFile;
+  readonly bitmaps: readonly StoredBitmap[];
+  /** Where `bitmaps` stand; undefined: there are none. */
+  readonly directory: DirectoryPlace | undefined;
+  readonly fix: CheckFix;
+  readonly say: (text: string) => void;
+  readonly tally: Tally;
+}
+
+export interface SnapshotsInFile {
+  /** Host bytes. */
+  readonly offset: number;
+  readonly length: number;
+  readonly entries: readonly SnapshotEntry[];
+}
+
+/** @throws BlockError for an image whose header, table of snapshots or directory of bitmaps can't be */
+export async function openSubject({ file, fix, say }: CheckRequest): Promise<CheckSubject> {
+  const opened = await readTables(file, await readHead(file));
+  const { geometry, size, l1, refcountTable, content } = opened;
+  const header = new HeaderState(content, () => file);
+  const image = { file, header, geometry };
+  const bitmaps = await readDirectory(image);
+  return {
+    ...{ file, header, geometry, size, l1, fix, say, bitmaps },
+    hasDataFile: (content.header.incompatible & QCOW2_INCOMPAT_DATA_FILE) !== 0n,
+    table: refcountTable,
+    snapshots: await readSnapshotTable(image),
+    directory: directoryPlace({ header, storedBitmaps: bitmaps }),
+    tally: newTally(),
+  };
+}
+
+export function newTally(): Tally {
+  return {
+    corruptions: 0,
+    leaks: 0,
+    checkErrors: 0,
+    corruptionsFixed: 0,
+    leaksFixed: 0,
+    imageEndOffset: 0,
+    totalClusters: 0,
+    allocatedClusters: 0,
+    fragmentedClusters: 0,
+    compressedClusters: 0,
+  };
+}
+
+/** Tells of something that endangers data and has not been mended. */
+export function corruption(subject: CheckSubject, text: string): void {
+  subject.say(`ERROR ${text}`);
+  subject.tally.corruptions++;
+}
