@@ -294,6 +294,8 @@ export interface InternalSnapshots {
    * @param wanted id or name @throws BlockError DF_NOT_FOUND
    */
   apply(wanted: string): Promise<void>;
+  /** The node, which is read-only, shows what the disk was, in its size, until it is closed. */
+  show(snapshot: Pick<InternalSnapshot, 'id'>): Promise<void>;
 }
 
 /** Children that come and go one by one while their parent is in use. */
@@ -377,6 +379,22 @@ export interface ImageCreation {
    * @throws BlockError that says what was wrong; soon after `context.signal` has aborted
    */
   create(options: DriverOptions, context: CreateContext): MaybePromise<void>;
+  /**
+   * How much room an image would take. Absent: as much as the disk has bytes.
+   * @param options as for `create`; the size is that of `source` where there is one
+   * @param source whose content the image is to have; absent: none, it is empty
+   */
+  measure?(options: DriverOptions, source: BlockBackend | undefined): MaybePromise<ImageMeasure>;
+}
+
+/** @see qapi BlockMeasureInfo. All in bytes. */
+export interface ImageMeasure {
+  /** Of the file with what is to be copied. */
+  readonly required: number;
+  /** Of the file once everything has been written to. */
+  readonly fullyAllocated: number;
+  /** What the source's persistent bitmaps need besides; absent: they can't be had. */
+  readonly bitmaps?: number;
 }
 
 export interface CreateContext {

@@ -205,6 +205,11 @@ export async function formatLuks(options: LuksFormatOptions): Promise<LuksFormat
   return { pieces, volume: { header, spec, payloadOffset, cipher } };
 }
 
+/** Bytes that header and key material take. @throws BlockError DF_INVALID as `formatLuks` */
+export function luksPayloadOffset(options: LuksFormatOptions): number {
+  return slotStart(LUKS_KEY_SLOTS, sectorKeyBytes(specOf(options))) * LUKS_SECTOR_SIZE;
+}
+
 function specOf(options: LuksFormatOptions): LuksCipher {
   const { algorithm = 'aes-256', mode = 'xts', ivGenerator = 'plain64' } = options;
   const { hash = 'sha256', ivHash = ivGenerator === 'essiv' ? 'sha256' : undefined } = options;

@@ -22,6 +22,7 @@ import {
   formatLuks,
   type LuksFormatOptions,
   type LuksVolume,
+  luksPayloadOffset,
   openLuks,
 } from '../crypto/luks-volume.js';
 import type { Secrets } from '../crypto/secrets.js';
@@ -181,6 +182,12 @@ export function createLuksDriver(secrets: Secrets): DriverDefinition {
       nodes: [{ key: 'file', required: true }],
       create: (options, context) =>
         createLuks(context.node('file'), createOptions(secrets, options as CreateMembers)),
+      measure: (options) => {
+        const wanted = createOptions(secrets, options as CreateMembers);
+        // What is not written is encrypted as well, and so takes room.
+        const length = luksPayloadOffset(wanted) + Number(wanted.size);
+        return { required: length, fullyAllocated: length };
+      },
     },
   };
 }

@@ -10,6 +10,7 @@ import { dd } from './dd.js';
 import { commandHelp } from './help.js';
 import { info } from './info.js';
 import { map } from './map.js';
+import { measure } from './measure.js';
 import { resize } from './resize.js';
 import { snapshot } from './snapshot.js';
 
@@ -24,6 +25,8 @@ export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and o
           [--target-image-opts] FILE TARGET
   dd [-f FMT] [-O FMT] [-U] [--image-opts] [bs=SIZE] [count=N] [skip=N] if=FILE of=TARGET
   compare [-f FMT] [-F FMT] [-T CACHE] [-s] [-p] [-q] [-U] [--image-opts] FILE1 FILE2
+  measure [-O FMT] [-o OPTIONS] [--output human|json] [-U]
+          (--size N | [-f FMT] [-l SNAPSHOT] [--image-opts] FILE)
   bitmap (--add [-g SIZE] | --remove | --clear | --enable | --disable | --merge SOURCE)...
          [-b SOURCEFILE [-F FMT]] [-f FMT] [--image-opts] FILE BITMAP
   resize [-f FMT] [--preallocation MODE] [--shrink] [-q] [--image-opts] FILE [+|-]SIZE
@@ -43,6 +46,7 @@ const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = 
   dd,
   info,
   map,
+  measure,
   resize,
   snapshot,
 };

@@ -72,12 +72,29 @@ export async function makeImage(session: ImageSession, image: NewImage): Promise
   await createImage(graph, options, signal);
 }
 
+/**
+ * The options of a new image as `blockdev-create` knows them.
+ * @param place the members that tell where it goes
+ * @throws BlockError, QapiInputError for one that there is not, or a value that can't be
+ */
+export function newImageOptions({
+  driver,
+  size,
+  options,
+  place,
+}: Pick<NewImage, 'size' | 'options'> & {
+  readonly driver: string;
+  readonly place: DriverOptions;
+}): DriverOptions {
+  return checked({ driver, size, ...place, ...ownOptions({ options }) });
+}
+
 function checked(options: DriverOptions): DriverOptions {
   return validate(BlockdevCreateOptions, options as unknown as JsonObject, { keyval: true });
 }
 
 /** Spelling and values of qemu-img turned into those of blockdev-create. */
-function ownOptions({ options }: NewImage): DriverOptions {
+function ownOptions({ options }: Pick<NewImage, 'options'>): DriverOptions {
   const own: Record<string, unknown> = {};
   for (const text of options) {
     const { tree } = parseKeyval(text.replaceAll(/(^|,)([a-z0-9_.]+)=/g, dashes));

@@ -8,6 +8,7 @@ import type {
   PreallocationMode,
 } from '../../block-driver.js';
 import { createQcow2, type Qcow2CreateOptions } from './create.js';
+import { measureQcow2 } from './measure.js';
 
 /** The members of BlockdevCreateOptionsQcow2, without its nodes. */
 interface WireOptions {
@@ -31,18 +32,28 @@ export const qcow2Creation: ImageCreation = {
   ],
   backing: true,
   create,
+  measure: (options, source) => measureQcow2(wanted(options), source),
 };
 
 async function create(options: DriverOptions, context: CreateContext): Promise<void> {
-  const wire = options as unknown as WireOptions;
   const data = context.findNode('data-file');
   const dataFilename = data?.root.node.driver.filename;
   if (dataFilename === '') {
     throw new BlockError('DF_INVALID', 'The data file has no name that the image could note');
   }
   await createQcow2(context.node('file').root, {
-    size: Number(wire.size),
+    ...wanted(options),
     signal: context.signal,
+    ...given('dataFile', data?.root),
+    ...given('dataFileName', dataFilename),
+  });
+}
+
+/** All that does not need nodes. */
+function wanted(options: DriverOptions): Qcow2CreateOptions {
+  const wire = options as unknown as WireOptions;
+  return {
+    size: Number(wire.size),
     ...given('version', wire.version),
     ...given('clusterSize', wire['cluster-size']),
     ...given('refcountBits', wire['refcount-bits']),
@@ -50,12 +61,10 @@ async function create(options: DriverOptions, context: CreateContext): Promise<v
     ...given('extendedL2', wire['extended-l2']),
     ...given('backingFile', wire['backing-file']),
     ...given('backingFormat', wire['backing-fmt']),
-    ...given('dataFile', data?.root),
-    ...given('dataFileName', dataFilename),
     ...given('dataFileRaw', wire['data-file-raw']),
     ...given('preallocation', wire.preallocation),
     ...given('compressionType', wire['compression-type']),
-  });
+  };
 }
 
 function given<K extends keyof Qcow2CreateOptions>(

@@ -67,7 +67,7 @@ export interface Qcow2CreateOptions {
  * @throws BlockError DF_INVALID in QEMU's words, and what `io` says
  */
 export async function createQcow2(io: ImageIo, options: Qcow2CreateOptions): Promise<void> {
-  checkOptions(options);
+  checkCreateOptions(options);
   const header = newHeader(options);
   const { cluster } = layOut(
     {
@@ -176,7 +176,7 @@ function newExtensions(options: Qcow2CreateOptions): HeaderExtension[] {
   return (options.clusterSize ?? 64 * KIB) >= 1 * KIB ? [...extensions, ...names] : extensions;
 }
 
-function checkOptions(options: Qcow2CreateOptions): void {
+export function checkCreateOptions(options: Qcow2CreateOptions): void {
   const { size, clusterSize = 64 * KIB, refcountBits = 16, version = 'v3' } = options;
   if (size % 512 !== 0) throw invalid('Image size must be a multiple of 512 bytes');
   if (!isPowerOfTwo(clusterSize) || clusterSize < 512 || clusterSize > 2 * MIB) {

@@ -39,11 +39,12 @@ import { discardGuest } from './discard.js';
 import { formatInfo, specificInfo } from './format-info.js';
 import { Qcow2Image } from './image.js';
 import { impliedChildren } from './implied-children.js';
-import { readHead, readTables } from './open.js';
+import { type OpenedImage, readHead, readTables } from './open.js';
 import { parseQcow2Options, type Qcow2Options } from './options.js';
 import { prepareWrite } from './prepare-write.js';
 import { readGuest } from './read.js';
 import { resizeGuest } from './resize.js';
+import { snapshotDisk } from './snapshot-disk.js';
 import { statusOf } from './status.js';
 import { writeGuest } from './write.js';
 import { writeCompressed } from './write-compressed.js';
@@ -250,6 +251,10 @@ class Qcow2Driver implements BlockDriver {
       }
       await this.#snapshotLock.run(() => applySnapshot(this.#image, wanted));
     },
+    show: async ({ id }) => {
+      const shown = await snapshotDisk(this.#image, id);
+      this.#image = reopened(this.#image, this.#image.options, this.#imageContext(), shown);
+    },
   };
 
   async inactivate(): Promise<void> {
@@ -380,15 +385,15 @@ function reopened(
   image: Qcow2Image,
   options: Qcow2Options,
   context: ConstructorParameters<typeof Qcow2Image>[2],
+  disk: Pick<OpenedImage, 'l1' | 'size'> = { l1: image.map.l1, size: image.size },
 ): Qcow2Image {
-  const { header, geometry, size, map, refcounts } = image;
+  const { header, geometry, refcounts } = image;
   const next = new Qcow2Image(
     {
       content: header.content,
       geometry,
-      size,
+      ...disk,
       backingFormat: undefined,
-      l1: map.l1,
       refcountTable: refcounts.table,
     },
     options,
