@@ -3,13 +3,16 @@
 import { BlockError } from '../../base/errors.js';
 import { KIB } from '../../base/limits.js';
 import type { BlockBackend } from '../../block/backend.js';
+import { STATUS_ZERO } from '../../block/block-driver.js';
 import { ProgressBar } from '../progress.js';
-import { COMMON, PROGRESS, parseImgArguments, wordsFor } from './arguments.js';
+import { COMMON, PROGRESS, parseImgArguments } from './arguments.js';
 import { checkBitmaps, checkKeepsBitmaps, copyBitmaps } from './copy-bitmaps.js';
-import { copyImage } from './copy-image.js';
-import { makeImage } from './new-image.js';
+import { type CopyImageOptions, copyImage } from './copy-image.js';
+import { concatenated, salvaged } from './copy-source.js';
+import { backingOf, makeImage } from './new-image.js';
 import { cacheMode, ImageSession } from './session.js';
 import { parseSize } from './sizes.js';
+import { showSnapshot } from './source-snapshot.js';
 
 const OPTIONS = {
   ...COMMON,
@@ -27,39 +30,66 @@ const OPTIONS = {
   compressed: { type: 'boolean', short: 'c' },
   bitmaps: { type: 'boolean' },
   'skip-broken-bitmaps': { type: 'boolean' },
+  snapshot: { type: 'string', short: 'l' },
+  'backing-file': { type: 'string', short: 'B' },
+  'backing-format': { type: 'string', short: 'F' },
+  salvage: { type: 'boolean' },
   // Requests go out of order anyway.
   'out-of-order': { type: 'boolean', short: 'W' },
 } as const;
 
 export async function convert(args: string[]): Promise<number> {
   const { values, positionals } = parseImgArguments(args, OPTIONS);
-  const [name = '', targetName = ''] = wordsFor(positionals, 'two file names', 'two file names');
+  const names = positionals.slice(0, -1);
+  const targetName = positionals.at(-1) ?? '';
+  if (names.length === 0) throw wrong('Must specify image file name');
   const sparseLength = parseSparse(values['sparse-size'] ?? '4k');
   const speed = values['rate-limit'] === undefined ? 0 : parseSize(values['rate-limit'], '-r');
   const requestsMax = parseRequests(values['num-coroutines']);
   const noCreate = values['no-create'] === true || values['target-image-opts'] === true;
   if (values['target-is-zero'] === true && !noCreate) {
-    throw new BlockError('DF_INVALID', '--target-is-zero requires use of -n flag');
+    throw wrong('--target-is-zero requires use of -n flag');
   }
   const { 'output-format': format = 'raw' } = values;
   const skipBroken = values['skip-broken-bitmaps'] === true;
   if (skipBroken && values.bitmaps !== true) {
-    throw new BlockError('DF_INVALID', 'Use of --skip-broken-bitmaps requires --bitmaps');
+    throw wrong('Use of --skip-broken-bitmaps requires --bitmaps');
   }
+  if (names.length > 1 && values.bitmaps === true) {
+    throw wrong('Copying bitmaps only possible with single source');
+  }
+  if (names.length > 1 && values.snapshot !== undefined) {
+    throw wrong('No support for concatenating multiple snapshot');
+  }
+  const backing = backingOf(values['backing-file'], values['backing-format']);
+  if (backing !== undefined && names.length > 1) {
+    throw wrong(
+      'Having a backing file for the target makes no sense when concatenating multiple input images',
+    );
+  }
+  if (backing !== undefined && noCreate) throw wrong('-B is for images that are made: not with -n');
   return ImageSession.run(values.object, async (session) => {
-    const source = await session.open({
-      name,
-      format: values.format,
-      imageOpts: values['image-opts'],
-      forceShare: values['force-share'],
-      cache: cacheMode(values['source-cache'] ?? 'writeback'),
-    });
+    const images: BlockBackend[] = [];
+    for (const name of names) {
+      const image = await session.open({
+        name,
+        format: values.format,
+        imageOpts: values['image-opts'],
+        forceShare: values['force-share'],
+        cache: cacheMode(values['source-cache'] ?? 'writeback'),
+      });
+      if (values.snapshot !== undefined) await showSnapshot(image, values.snapshot);
+      if (values.bitmaps === true) checkBitmaps(image.root.node, { skipBroken });
+      images.push(image);
+    }
+    const whole = concatenated(images);
+    const source = values.salvage === true ? salvaged(whole, warn) : whole;
     const { size } = source;
     const compressed = values.compressed === true;
     if (compressed && !noCreate) checkCompresses(session, format, values.options ?? []);
-    if (values.bitmaps === true) checkBitmaps(source.root.node, { skipBroken });
     if (!noCreate) {
-      await makeImage(session, { name: targetName, format, size, options: values.options ?? [] });
+      const options = values.options ?? [];
+      await makeImage(session, { name: targetName, format, size, options, backing });
     }
     const target = await session.open({
       name: targetName,
@@ -72,12 +102,16 @@ export async function convert(args: string[]): Promise<number> {
     if (compressed && target.limits.compressedUnit === 0) throw cannotCompress();
     if (values.bitmaps === true) checkKeepsBitmaps(target.root.node);
     // A new encrypted image reads as anything but zeroes.
-    const isNewAndZero = !noCreate && target.root.node.driver.encrypted !== true;
+    const isEncrypted = target.root.node.driver.encrypted === true;
+    const isNewAndZero = !noCreate && !isEncrypted && backing === undefined;
+    const below = target.root.node.children.get('backing')?.node.size ?? 0;
     const bar = new ProgressBar(process.stderr, 'convert');
     try {
       await copyImage({
         ...{ source, target, sparseLength, requestsMax, speed, compressed },
         targetIsZero: isNewAndZero || values['target-is-zero'] === true,
+        // What the source's top layer does not have, the target's backing file has.
+        ...(backing === undefined ? {} : { wants: isAbove(below) }),
         progress: (done, total) => {
           if (values.progress === true && values.quiet !== true) bar.show(done, total);
         },
@@ -86,11 +120,23 @@ export async function convert(args: string[]): Promise<number> {
       bar.end();
     }
     if (values.bitmaps === true) {
-      await copyBitmaps(session.graph, source.root.node, target.root.node);
+      for (const image of images) {
+        await copyBitmaps(session.graph, image.root.node, target.root.node);
+      }
     }
     return 0;
   });
 }
+
+const wrong = (message: string): BlockError => new BlockError('DF_INVALID', message);
+
+const warn = (text: string): unknown => process.stderr.write(`diskferry: warning: ${text}\n`);
+
+/** @param size of the target's backing file, bytes: behind its end it has nothing */
+const isAbove =
+  (size: number): NonNullable<CopyImageOptions['wants']> =>
+  ({ depth, length, flags }, offset) =>
+    depth === 1 || (offset + length > size && (flags & STATUS_ZERO) === 0);
 
 function checkRoom(target: BlockBackend, size: number): void {
   if (target.size >= size) return;

@@ -7,22 +7,26 @@ import { RateLimit } from '../../base/rate-limit.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
 import { REQ_MAY_UNMAP, REQ_WRITE_COMPRESSED, STATUS_ZERO } from '../../block/block-driver.js';
+import type { ChainExtent } from '../../block/block-status.js';
 import { isZero } from '../../block/shaped-requests.js';
 import { CopyLoop, type CopyTarget } from '../../job/copy-loop.js';
 import { COPY_WINDOW_MAX } from '../../job/copy-window.js';
+import type { CopySource } from './copy-source.js';
 
 const CHUNK_LENGTH = 512 * KIB;
 const WINDOW_LENGTH = 8 * MIB;
 const GRANULE = 64 * KIB;
 
 export interface CopyImageOptions {
-  readonly source: BlockBackend;
+  readonly source: CopySource;
   readonly target: BlockBackend;
   /** Bytes of the source, from where on and how many. Default: all. */
   readonly offset?: number;
   readonly length?: number;
   /** The target reads as zeroes: what is zero is left out. */
   readonly targetIsZero: boolean;
+  /** Which extents are copied; the target reads right where the others are. Default: all. */
+  readonly wants?: (extent: ChainExtent, offset: number) => boolean;
   /**
    * Zeroes of so many bytes in a row become holes, where they begin and end at multiples of it.
    * 0: everything is written, so that the target has room for it.
@@ -74,16 +78,19 @@ export async function copyImage(options: CopyImageOptions): Promise<void> {
 
 async function markWanted(
   bitmap: DirtyBitmap,
-  { source, offset = 0, targetIsZero, sparseLength }: CopyImageOptions,
+  { source, offset = 0, targetIsZero, sparseLength, wants }: CopyImageOptions,
   size: number,
 ): Promise<void> {
-  if (!targetIsZero || sparseLength === 0) {
+  const skipsZeroes = targetIsZero && sparseLength !== 0;
+  if (!skipsZeroes && wants === undefined) {
     bitmap.setDirty(0, size);
     return;
   }
   for (let at = 0; at < size; ) {
-    const { length, flags } = await source.blockStatus(offset + at, size - at);
-    if ((flags & STATUS_ZERO) === 0) bitmap.setDirty(at, length);
+    const extent = await source.blockStatus(offset + at, size - at);
+    const { length, flags } = extent;
+    const isLeftOut = skipsZeroes && (flags & STATUS_ZERO) !== 0;
+    if (!isLeftOut && wants?.(extent, offset + at) !== false) bitmap.setDirty(at, length);
     at += length;
   }
 }

@@ -2,7 +2,7 @@
 /** `diskferry img create`: makes an image. */
 import { BlockError } from '../../base/errors.js';
 import { PROGRESS, parseImgArguments } from './arguments.js';
-import { makeImage } from './new-image.js';
+import { type Backing, backingOf, makeImage } from './new-image.js';
 import { ImageSession } from './session.js';
 import { parseSize, sizeText } from './sizes.js';
 
@@ -35,21 +35,6 @@ export async function create(args: string[]): Promise<number> {
     }
     return 0;
   });
-}
-
-interface Backing {
-  readonly file: string;
-  readonly format: string;
-}
-
-/** Guessing the format of a backing file would let its content choose it. */
-function backingOf(file: string | undefined, format: string | undefined): Backing | undefined {
-  if (file === undefined) {
-    if (format === undefined) return undefined;
-    throw new BlockError('DF_INVALID', '-F needs -b');
-  }
-  if (format !== undefined) return { file, format };
-  throw new BlockError('DF_INVALID', 'Backing file specified without backing format: give -F');
 }
 
 async function sizeOfBacking(

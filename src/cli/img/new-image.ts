@@ -17,7 +17,28 @@ export interface NewImage {
   readonly size: number;
   /** Options of the format as text: `-o key=value,...`, several of them one after the other. */
   readonly options: readonly string[];
-  readonly backing?: { readonly file: string; readonly format: string } | undefined;
+  readonly backing?: Backing | undefined;
+}
+
+export interface Backing {
+  readonly file: string;
+  readonly format: string;
+}
+
+/**
+ * What `-b` and `-F` say. Guessing the format of a backing file would let its content choose it.
+ * @throws BlockError DF_INVALID for one without the other
+ */
+export function backingOf(
+  file: string | undefined,
+  format: string | undefined,
+): Backing | undefined {
+  if (file === undefined) {
+    if (format === undefined) return undefined;
+    throw new BlockError('DF_INVALID', '-F needs -b');
+  }
+  if (format !== undefined) return { file, format };
+  throw new BlockError('DF_INVALID', 'Backing file specified without backing format: give -F');
 }
 
 /** Where qemu-img calls an option otherwise than blockdev-create. */
