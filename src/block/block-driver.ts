@@ -234,6 +234,8 @@ export interface BlockDriver {
    * @throws BlockError DF_INVALID when the name can't be noted; the old one stays
    */
   changeBackingFile?(backing: BackingFile | undefined): Promise<void>;
+  /** The image has nothing of its own any more and reads as its backing node. Nobody uses it meanwhile. */
+  makeEmpty?(): Promise<void>;
   /** What a format knows of its image, for queries. */
   formatInfo?(): MaybePromise<FormatInfo>;
   /**

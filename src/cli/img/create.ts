@@ -2,7 +2,7 @@
 /** `diskferry img create`: makes an image. */
 import { BlockError } from '../../base/errors.js';
 import { PROGRESS, parseImgArguments } from './arguments.js';
-import { type Backing, backingOf, makeImage } from './new-image.js';
+import { type Backing, backingOf, backingRequest, makeImage } from './new-image.js';
 import { ImageSession } from './session.js';
 import { parseSize, sizeText } from './sizes.js';
 
@@ -45,11 +45,4 @@ async function sizeOfBacking(
   if (backing === undefined) throw new BlockError('DF_INVALID', 'Image creation needs a size');
   const image = await session.open({ ...backingRequest(name, backing), forceShare: true });
   return image.size;
-}
-
-/** A relative name is meant from where the new image is. */
-function backingRequest(name: string, { file, format }: Backing): { name: string; format: string } {
-  const relative = !file.startsWith('/') && !/^[^/]*:/.test(file);
-  const folder = relative ? name.slice(0, name.lastIndexOf('/') + 1) : '';
-  return { name: `${folder}${file}`, format };
 }

@@ -3,6 +3,7 @@
 import { BlockError } from '../../base/errors.js';
 import { bitmap } from './bitmap.js';
 import { check } from './check.js';
+import { commit } from './commit.js';
 import { compare } from './compare.js';
 import { convert } from './convert.js';
 import { create } from './create.js';
@@ -11,6 +12,7 @@ import { commandHelp } from './help.js';
 import { info } from './info.js';
 import { map } from './map.js';
 import { measure } from './measure.js';
+import { rebase } from './rebase.js';
 import { resize } from './resize.js';
 import { snapshot } from './snapshot.js';
 
@@ -30,6 +32,9 @@ export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and o
           (--size N | [-f FMT] [-l SNAPSHOT] [--image-opts] FILE)
   bitmap (--add [-g SIZE] | --remove | --clear | --enable | --disable | --merge SOURCE)...
          [-b SOURCEFILE [-F FMT]] [-f FMT] [--image-opts] FILE BITMAP
+  rebase (-b BACKING -F FMT | -b '' | -u) [-f FMT] [-t CACHE] [-T CACHE] [-p] [-q] [-U]
+         [--image-opts] FILE
+  commit [-b BASE] [-d] [-f FMT] [-t CACHE] [-r RATE] [-p] [-q] [--image-opts] FILE
   resize [-f FMT] [--preallocation MODE] [--shrink] [-q] [--image-opts] FILE [+|-]SIZE
   snapshot [-l | -c NAME | -a NAME | -d NAME] [-f FMT] [-q] [-U] [--image-opts] FILE
 
@@ -41,6 +46,7 @@ that is not given is found out by the first bytes. Encrypted disks need a secret
 const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = {
   bitmap,
   check,
+  commit,
   compare,
   convert,
   create,
@@ -48,6 +54,7 @@ const COMMANDS: Readonly<Record<string, (args: string[]) => Promise<number>>> = 
   info,
   map,
   measure,
+  rebase,
   resize,
   snapshot,
 };

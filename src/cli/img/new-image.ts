@@ -41,6 +41,16 @@ export function backingOf(
   throw new BlockError('DF_INVALID', 'Backing file specified without backing format: give -F');
 }
 
+/** A relative name is meant from where the image is. */
+export function backingRequest(
+  name: string,
+  { file, format }: Backing,
+): { name: string; format: string } {
+  const relative = !file.startsWith('/') && !/^[^/]*:/.test(file);
+  const folder = relative ? name.slice(0, name.lastIndexOf('/') + 1) : '';
+  return { name: `${folder}${file}`, format };
+}
+
 /** Where qemu-img calls an option otherwise than blockdev-create. */
 const OTHER_VALUES: Readonly<Record<string, Readonly<Record<string, readonly [string, string]>>>> =
   {

@@ -44,6 +44,19 @@ export async function discardGuest(
   await reclaim(image);
 }
 
+/** No cluster is the image's own any more: the backing file shows everywhere. */
+export async function emptyGuest(image: Qcow2Image): Promise<void> {
+  await prepareWrite(image);
+  const to = alignUp(image.size, image.geometry.clusterSize);
+  const hold = await image.clusterLock.acquire(0, to);
+  try {
+    await discardClusters(image, { from: 0, to, how: 'unallocated' });
+  } finally {
+    hold.release();
+  }
+  await reclaim(image);
+}
+
 export interface DiscardRange {
   /** Guest bytes, whole clusters. */
   readonly from: number;

@@ -35,7 +35,7 @@ import {
 } from './change-snapshots.js';
 import { qcow2Checker } from './check/check.js';
 import { qcow2Creation } from './create-options.js';
-import { discardGuest } from './discard.js';
+import { discardGuest, emptyGuest } from './discard.js';
 import { formatInfo, specificInfo } from './format-info.js';
 import { Qcow2Image } from './image.js';
 import { impliedChildren } from './implied-children.js';
@@ -226,6 +226,11 @@ class Qcow2Driver implements BlockDriver {
   changeBackingFile(backing: BackingFile | undefined): Promise<void> {
     this.#image.checkUsable();
     return changeBackingFile(this.#image.header, backing);
+  }
+
+  async makeEmpty(): Promise<void> {
+    this.#image.checkUsable();
+    await emptyGuest(this.#image);
   }
 
   formatInfo(): FormatInfo {
