@@ -191,6 +191,25 @@ describe('diskferry img check', () => {
     await io(path, 'write 0 64k');
   });
 
+  it('is what the first change of an image after a crash does, lost counts included', async () => {
+    const path = join(dir, 'crashed.qcow2');
+    const raw = join(dir, 'crashed.raw');
+    await qemu('qemu-img', 'convert', '-O', 'raw', base(3), raw);
+    for (const lost of ['table', 'block']) {
+      const bytes = await readFile(base(3));
+      bytes.writeBigUInt64BE(bytes.readBigUInt64BE(72) | 1n, 72);
+      const table = Number(bytes.readBigUInt64BE(48));
+      const block = Number(bytes.readBigUInt64BE(table));
+      if (lost === 'table') bytes.fill(0, table, table + 8);
+      else bytes.writeUInt16BE(5, block + 8);
+      await writeFile(path, bytes);
+      expect((await diskferry(['img', 'bitmap', '--add', path, 'b1'])).code).toBe(0);
+      expect((await readFile(path)).readBigUInt64BE(72) & 1n).toBe(0n);
+      await qemu('qemu-img', 'check', path);
+      await qemu('qemu-img', 'compare', path, raw);
+    }
+  });
+
   it('gives the room of leaked clusters back', async () => {
     const path = join(dir, 'leaked.qcow2');
     await copyFile(base(9), path);

@@ -6,7 +6,7 @@ import type { MaybePromise } from '../../base/maybe-promise.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { STATUS_ALLOCATED, STATUS_DATA } from '../../block/block-driver.js';
 import type { ChainExtent } from '../../block/block-status.js';
-import { errorText } from '../../qmp/error-text.js';
+import { errorText } from '../../base/error-text.js';
 
 /** Offsets and lengths in bytes. */
 export interface CopySource {

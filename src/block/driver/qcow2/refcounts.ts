@@ -162,21 +162,11 @@ export class Refcounts {
     return last;
   }
 
-  /** Sets a count outright: for repair. A count of 0 in a block that is not there needs nothing. */
-  async set(cluster: number, value: number): Promise<void> {
-    const { refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
-    const number = Math.floor(cluster / perBlock);
-    if (this.#blockOffset(number) === 0) {
-      if (value === 0) return;
-      throw this.#missing(cluster);
-    }
-    const index = cluster % perBlock;
-    await this.#options.cache.with(this.#blockOffset(number), (block) => {
-      setRefcount(block.view, order, index, value);
-      block.markDirty(...refcountBytes(order, index, index));
-    });
-    this.#options.lowered({ first: cluster, count: 1 });
-    if (value === 0 && cluster < this.#searchFrom) this.#searchFrom = cluster;
+  /** All counts have been written anew, below another table. */
+  useTable(table: EntryTable): void {
+    this.#table = table;
+    this.#searchFrom = 0;
+    this.#options.tableReplaced();
   }
 
   /** Takes the first free clusters from `index` on. */

@@ -49,7 +49,7 @@ export function markRange(
 ): void {
   if (length <= 0) return;
   const { clusterSize } = subject.geometry;
-  if (offset + length - subject.file.size >= clusterSize) {
+  if (offset + length - subject.file.size >= subject.reach) {
     corruption(subject, `something refers to ${length} bytes at ${offset}, outside the file`);
     return;
   }

@@ -31,6 +31,8 @@ export interface CheckSubject {
   readonly fix: CheckFix;
   readonly say: (text: string) => void;
   readonly tally: Tally;
+  /** Less than so many bytes behind the end of the file something may lie. */
+  readonly reach: number;
 }
 
 export interface SnapshotsInFile {
@@ -54,6 +56,8 @@ export async function openSubject({ file, fix, say }: CheckRequest): Promise<Che
     snapshots: await readSnapshotTable(image),
     directory: directoryPlace({ header, storedBitmaps: bitmaps }),
     tally: newTally(),
+    // The last cluster need not be there as a whole.
+    reach: geometry.clusterSize,
   };
 }
 
