@@ -34,8 +34,7 @@ describe('diskferry img info', () => {
     expect(ours).toMatchObject({ code: 0, stdout: theirs.stdout });
     const json = await img('info', '--output=json', path);
     const reference = await qemuImg('info', '--output=json', path);
-    const { 'dirty-flag': _dirty, ...expected } = JSON.parse(reference.stdout);
-    expect(JSON.parse(json.stdout)).toEqual(expected);
+    expect(JSON.parse(json.stdout)).toEqual(JSON.parse(reference.stdout));
   });
 
   it('takes exports for images', async () => {

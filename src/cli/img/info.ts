@@ -68,10 +68,26 @@ function humanText(image: Info): string {
   return `${lines.join('\n')}\n`;
 }
 
+/** Where QEMU has them: members of a kind of image that people are used to find in this order. */
+const ORDER: readonly string[] = [
+  ...['compat', 'compression-type', 'lazy-refcounts', 'flags', 'name', 'granularity', 'bitmaps'],
+  ...['refcount-bits', 'data-file', 'data-file-raw', 'corrupt', 'extended-l2'],
+  ...['ivgen-alg', 'hash-alg', 'cipher-alg', 'uuid', 'cipher-mode', 'active', 'iters'],
+  ...['key-offset', 'stripes', 'slots', 'payload-offset', 'master-key-iters'],
+];
+
+function ordered(value: object): [string, unknown][] {
+  const place = (key: string): number => {
+    const at = ORDER.indexOf(key);
+    return at === -1 ? ORDER.length : at;
+  };
+  return Object.entries(value).sort(([a], [b]) => place(a) - place(b));
+}
+
 /** Names as people read them: "lazy-refcounts" is "lazy refcounts". */
 function nested(value: object, depth: number): string[] {
   const indent = '    '.repeat(depth);
-  return Object.entries(value).flatMap(([key, member]) => {
+  return ordered(value).flatMap(([key, member]) => {
     const label = Array.isArray(value) ? `[${key}]` : key.replaceAll('-', ' ');
     if (typeof member !== 'object' || member === null) return [`${indent}${label}: ${member}`];
     return [`${indent}${label}:`, ...nested(member, depth + 1)];

@@ -115,7 +115,7 @@ const HEAD = 'Offset          Length          Mapped to       File\n';
 /** @throws BlockError when there is data that no file has as it is */
 function humanText(entries: readonly MapEntry[]): string {
   let text = HEAD;
-  const hex = (value: number): string => `0x${value.toString(16)}`.padEnd(16);
+  const hex = (value: number): string => (value === 0 ? '0' : `0x${value.toString(16)}`).padEnd(16);
   for (const { start, length, zero, data, offset, file } of entries) {
     if (!data || zero) continue;
     if (offset === undefined || file === undefined) {

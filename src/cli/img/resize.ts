@@ -31,6 +31,9 @@ export async function resize(args: string[]): Promise<number> {
         'Use the --shrink option to perform a shrink operation: all data beyond the new end is lost.',
       );
     }
+    if (size <= image.size && preallocation !== 'off') {
+      throw new BlockError('DF_INVALID', 'Preallocation can only be used for growing images');
+    }
     await image.root.truncate(size, { exact: true, preallocation });
     await image.flush();
     if (values.quiet !== true) process.stdout.write('Image resized.\n');
@@ -41,6 +44,7 @@ export async function resize(args: string[]): Promise<number> {
 /** A size such as -1G looks like an option: everything after `--` is none. */
 function separateSize(args: string[]): string[] {
   const last = args.at(-1) ?? '';
+  if (args.includes('--')) return args;
   return /^-\d/.test(last) ? [...args.slice(0, -1), '--', last] : args;
 }
 

@@ -75,11 +75,25 @@ export async function describeImage(
     ...(allocated !== undefined ? { 'actual-size': allocated } : {}),
     ...(node.driver.encrypted === true ? { encrypted: true } : {}),
     ...(backingFilename !== undefined ? { 'backing-filename': backingFilename } : {}),
-    ...(info !== undefined ? describeFormat(info) : {}),
+    ...(info !== undefined
+      ? describeFormat(info)
+      : isNeverDirty(node)
+        ? { 'dirty-flag': false }
+        : {}),
     ...(snapshots.length > 0 ? { snapshots: snapshots.map(describeSnapshot) } : {}),
     ...(specific !== undefined ? { 'format-specific': specific } : {}),
     ...(nested ? { 'backing-image': await describeImage(backing, options) } : {}),
   };
+}
+
+/** As QEMU tells it: of files, and of what lies on them as it is. */
+function isNeverDirty({ driver, kind, children }: BlockNode): boolean {
+  if (driver.name === 'file' || driver.name === 'host_device') return true;
+  if (driver.name !== 'raw' && driver.name !== 'luks' && kind !== 'filter') return false;
+  const [child] = [...children.values()].filter(
+    ({ role }) => role === 'file' || role === 'filtered',
+  );
+  return child !== undefined && isNeverDirty(child.node);
 }
 
 /** One image whose table is broken must not keep a query from telling of all others. */
