@@ -47,41 +47,11 @@ export async function convert(args: string[]): Promise<number> {
   const speed = values['rate-limit'] === undefined ? 0 : parseSize(values['rate-limit'], '-r');
   const requestsMax = parseRequests(values['num-coroutines']);
   const noCreate = values['no-create'] === true || values['target-image-opts'] === true;
-  if (values['target-is-zero'] === true && !noCreate) {
-    throw wrong('--target-is-zero requires use of -n flag');
-  }
   const { 'output-format': format = 'raw' } = values;
-  const skipBroken = values['skip-broken-bitmaps'] === true;
-  if (skipBroken && values.bitmaps !== true) {
-    throw wrong('Use of --skip-broken-bitmaps requires --bitmaps');
-  }
-  if (names.length > 1 && values.bitmaps === true) {
-    throw wrong('Copying bitmaps only possible with single source');
-  }
-  if (names.length > 1 && values.snapshot !== undefined) {
-    throw wrong('No support for concatenating multiple snapshot');
-  }
   const backing = backingOf(values['backing-file'], values['backing-format']);
-  if (backing !== undefined && names.length > 1) {
-    throw wrong(
-      'Having a backing file for the target makes no sense when concatenating multiple input images',
-    );
-  }
-  if (backing !== undefined && noCreate) throw wrong('-B is for images that are made: not with -n');
+  checkUse(values, { sources: names.length, noCreate });
   return ImageSession.run(values.object, async (session) => {
-    const images: BlockBackend[] = [];
-    for (const name of names) {
-      const image = await session.open({
-        name,
-        format: values.format,
-        imageOpts: values['image-opts'],
-        forceShare: values['force-share'],
-        cache: cacheMode(values['source-cache'] ?? 'writeback'),
-      });
-      if (values.snapshot !== undefined) await showSnapshot(image, values.snapshot);
-      if (values.bitmaps === true) checkBitmaps(image.root.node, { skipBroken });
-      images.push(image);
-    }
+    const images = await openSources(session, names, values);
     const whole = concatenated(images);
     const source = values.salvage === true ? salvaged(whole, warn) : whole;
     const { size } = source;
@@ -126,6 +96,56 @@ export async function convert(args: string[]): Promise<number> {
     }
     return 0;
   });
+}
+
+type Values = ReturnType<typeof parseImgArguments<typeof OPTIONS>>['values'];
+
+/** @throws BlockError DF_INVALID for options that do not go together */
+function checkUse(
+  values: Values,
+  { sources, noCreate }: { readonly sources: number; readonly noCreate: boolean },
+): void {
+  if (values['target-is-zero'] === true && !noCreate) {
+    throw wrong('--target-is-zero requires use of -n flag');
+  }
+  if (values['skip-broken-bitmaps'] === true && values.bitmaps !== true) {
+    throw wrong('Use of --skip-broken-bitmaps requires --bitmaps');
+  }
+  if (sources > 1 && values.bitmaps === true) {
+    throw wrong('Copying bitmaps only possible with single source');
+  }
+  if (sources > 1 && values.snapshot !== undefined) {
+    throw wrong('No support for concatenating multiple snapshot');
+  }
+  if (values['backing-file'] !== undefined && sources > 1) {
+    throw wrong(
+      'Having a backing file for the target makes no sense when concatenating multiple input images',
+    );
+  }
+  if (values['backing-file'] !== undefined && noCreate)
+    throw wrong('-B is for images that are made: not with -n');
+}
+
+async function openSources(
+  session: ImageSession,
+  names: readonly string[],
+  values: Values,
+): Promise<BlockBackend[]> {
+  const skipBroken = values['skip-broken-bitmaps'] === true;
+  const images: BlockBackend[] = [];
+  for (const name of names) {
+    const image = await session.open({
+      name,
+      format: values.format,
+      imageOpts: values['image-opts'],
+      forceShare: values['force-share'],
+      cache: cacheMode(values['source-cache'] ?? 'writeback'),
+    });
+    if (values.snapshot !== undefined) await showSnapshot(image, values.snapshot);
+    if (values.bitmaps === true) checkBitmaps(image.root.node, { skipBroken });
+    images.push(image);
+  }
+  return images;
 }
 
 const wrong = (message: string): BlockError => new BlockError('DF_INVALID', message);
