@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 /** What is copied: one image, or several one after the other, with or without what can't be read. */
 
+import { errorText } from '../../base/error-text.js';
 import { toError } from '../../base/errors.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { STATUS_ALLOCATED, STATUS_DATA } from '../../block/block-driver.js';
 import type { ChainExtent } from '../../block/block-status.js';
-import { errorText } from '../../base/error-text.js';
 
 /** Offsets and lengths in bytes. */
 export interface CopySource {

@@ -32,12 +32,21 @@ const OWN: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   check: {
     '-r': 'repair: leaks mends clusters that nobody uses, all also what is damaged',
   },
+  commit: {
+    '-b': 'BASE: image of the chain that gets the data (default: the one right below)',
+    '-d': 'do not empty FILE afterwards',
+    '-r': 'RATE: bytes a second at most',
+  },
   compare: {
     '-F': 'FMT: format of the second image',
     '-s': 'strict: sizes, and what is allocated, have to be the same as well',
   },
   convert: {
+    '-B': 'BACKING: image that the new one lies on, with the same data below FILE: only the rest is copied',
+    '-F': 'FMT: format of that',
     '-c': 'compress the data (qcow2)',
+    '-l': 'SNAPSHOT: an internal snapshot of FILE, by ID or name',
+    '--salvage': 'what can not be read becomes zeroes, and a warning',
     '-n': 'do not make the target: it is there, and large enough',
     '--target-is-zero': 'the target reads as zeroes (with -n): zeroes are not written',
     '-S': 'SIZE: so many zero bytes at least become a hole (default: 4k); 0: everything is written',
@@ -61,6 +70,11 @@ const OWN: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   measure: {
     '--size': 'N: bytes of a new image, in place of FILE',
     '-l': 'SNAPSHOT: an internal snapshot of FILE',
+  },
+  rebase: {
+    '-b': "BACKING: image that FILE lies on from now on; '' for none",
+    '-F': 'FMT: format of that',
+    '-u': 'only note the new name: for an image that has the same data, unchecked',
   },
   resize: {
     '--preallocation': 'MODE: what becomes of bytes gained: off (default), metadata, falloc, full',
