@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Filters that jobs put above a node while it is in use, and take out again. */
 import type { BlockDriver, ChildRole, DriverKind } from './block-driver.js';
+import { chainNext } from './chain.js';
 import { drained } from './drain.js';
 import type { ChildEdge } from './edge.js';
 import { type BlockGraph, OPENING_PERMISSIONS } from './graph.js';
@@ -87,7 +88,8 @@ async function moveAbove(
 }
 
 /**
- * Takes a filter out: its users go to `heir`, it is closed. For who holds the graph and has drained
+ * Takes a filter out: its users go to `heir`, it is closed. Where `heir` is what it filtered, and other
+ * filters have come in between since, they stay between the users and `heir`. For who holds the graph and has drained
  * filter, child and heir. @throws BlockError when permissions conflict; nothing has changed then
  */
 export async function removeFilterLocked(
@@ -95,6 +97,15 @@ export async function removeFilterLocked(
   filter: BlockNode,
   heir: BlockNode,
 ): Promise<void> {
-  await graph.replaceLocked(filter, heir);
+  const below = chainNext(filter);
+  const keeps = below !== undefined && isFiltered(filter, heir);
+  await graph.replaceLocked(filter, keeps ? below : heir);
   await graph.closeUnused(filter);
+}
+
+/** True when nothing but filters lies between the two. */
+function isFiltered(filter: BlockNode, node: BlockNode): boolean {
+  let next = chainNext(filter);
+  while (next !== undefined && next !== node && next.kind === 'filter') next = chainNext(next);
+  return next === node;
 }

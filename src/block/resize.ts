@@ -9,12 +9,14 @@ import { PERM_ALL, PERM_RESIZE } from './permissions.js';
 
 /**
  * @param size bytes, 0 and up
- * @throws BlockError DF_PERMISSION_CONFLICT naming who needs the size to stay, DF_NOT_SUPPORTED,
+ * @throws BlockError DF_NOT_FOUND when the node is gone, DF_PERMISSION_CONFLICT naming who needs the size to stay, DF_NOT_SUPPORTED,
  *   DF_READ_ONLY, and the driver's; the size is as before then
  */
 export async function resizeNode(graph: BlockGraph, node: BlockNode, size: number): Promise<void> {
   if (size < 0) throw new BlockError('DF_INVALID', "Parameter 'size' expects a >0 size");
   await graph.exclusive(async () => {
+    // A job's filter may have gone while this waited; another node may have its name.
+    if (graph.get(node.name) !== node) throw new BlockError('DF_IN_USE', 'The node was replaced');
     const backend = new BlockBackend('block_resize');
     await graph.attachLocked(backend, node, { taken: PERM_RESIZE, shared: PERM_ALL });
     try {
