@@ -242,11 +242,12 @@ export class BlockNode implements EdgeParent {
 
   /**
    * What was written and acknowledged before is on stable storage afterwards, here and below.
-   * Nothing is done when nothing was written since the last flush.
+   * Nothing is done when nothing was written since the last flush. A filter asks what is below: it may
+   * have come there after the writes.
    */
   flush(): MaybePromise<void> {
     const generation = this.#writeGeneration;
-    if (generation === this.#flushedGeneration) return;
+    if (generation === this.#flushedGeneration && this.kind !== 'filter') return;
     const started = this.stats.start();
     const pending = shaped.flush(this);
     if (pending === undefined) {

@@ -11,8 +11,10 @@ import {
   REQ_MAY_UNMAP,
   REQ_NO_FALLBACK,
 } from '../../../src/block/block-driver.js';
+import { PassThroughDriver } from '../../../src/block/filter/pass-through.js';
+import { insertFilter } from '../../../src/block/insert-filter.js';
 import type { BlockNode } from '../../../src/block/node.js';
-import { PERM_ALL, PERM_CONSISTENT_READ } from '../../../src/block/permissions.js';
+import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../src/block/permissions.js';
 import { resizeNode } from '../../../src/block/resize.js';
 import { setActive } from '../../../src/block/set-active.js';
 import { type MemoryDriver, memoryGraph } from '../../support/memory-driver.js';
@@ -83,6 +85,23 @@ describe('FUA and flush', () => {
     await node.flush();
     await node.flush();
     expect(driver.flushes).toBe(1);
+  });
+
+  it('flushes what was written before a filter came above it', async () => {
+    const { graph, add, driverOf } = memoryGraph();
+    const node = await add('disk', 4096);
+    const guest = new BlockBackend('guest');
+    await graph.attach(guest, node, { taken: PERM_WRITE, shared: PERM_ALL });
+    await guest.write(0, Buffer.alloc(512, 1));
+    const filter = await insertFilter(graph, node, {
+      name: 'filter',
+      childName: 'file',
+      driver: (child) => new PassThroughDriver('pass', child),
+    });
+    await guest.flush();
+    expect(driverOf(node).flushes).toBe(1);
+    await graph.detach(guest);
+    expect(graph.find(filter.name)).toBeUndefined();
   });
 
   it('tries again after a flush that failed', async () => {
