@@ -16,7 +16,6 @@ const SECTOR = 512;
 
 export class VolatileFile implements BlockDriver {
   readonly name = 'volatile';
-  readonly filename = '';
   readonly limits = DEFAULT_LIMITS;
   readonly features = {
     ...{ fua: false, writeZeroes: true, discard: true, backing: false, multiConn: true },
@@ -29,7 +28,12 @@ export class VolatileFile implements BlockDriver {
   /** Writes that fail from now on. */
   failing = 0;
 
-  constructor(content: Buffer, capacity: number) {
+  /** @param filename what images may note; a name of nothing that is there */
+  constructor(
+    content: Buffer,
+    capacity: number,
+    readonly filename = '',
+  ) {
     this.#bytes = Buffer.alloc(capacity);
     content.copy(this.#bytes);
     this.#durable = Buffer.from(this.#bytes);
