@@ -18,7 +18,7 @@ const REFUSALS = new Set(['DF_IN_USE', 'DF_PERMISSION_CONFLICT']);
 const REFUSAL_TEXTS = [
   /^Need a root block node$/,
   / does not support resize$/,
-  /^Cannot find device='' nor node-name='(#|filter)/,
+  /^Cannot find device='.*' nor node-name='(#|filter)/,
   /^Job '.*' in state '.*' cannot accept command verb '.*'$/,
   /^Job is already paused$/,
   /^Job '.*' is being finalized already$/,
