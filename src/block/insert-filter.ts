@@ -89,8 +89,9 @@ async function moveAbove(
 
 /**
  * Takes a filter out: its users go to `heir`, it is closed. Where `heir` is what it filtered, and other
- * filters have come in between since, they stay between the users and `heir`. For who holds the graph and has drained
- * filter, child and heir. @throws BlockError when permissions conflict; nothing has changed then
+ * filters have come in between since, they stay between the users and `heir`. For who holds the graph
+ * and has drained filter, child and heir.
+ * @throws BlockError when permissions conflict; nothing has changed then
  */
 export async function removeFilterLocked(
   graph: BlockGraph,
