@@ -12,6 +12,7 @@ import { CONTROL_COMMANDS } from './control.js';
 import { INTROSPECT_COMMANDS } from './introspect.js';
 import { JOB_COMMANDS, JOB_EVENTS } from './job.js';
 import { QOM_COMMANDS } from './qom.js';
+import { REPLACE_COMMANDS } from './replace.js';
 import { RUN_STATE_COMMANDS, RUN_STATE_EVENTS } from './run-state.js';
 import { TRANSACTION_COMMANDS } from './transaction.js';
 import type { CommandDefinition, EventDefinition } from './types.js';
@@ -22,6 +23,7 @@ export const QAPI_COMMANDS: readonly CommandDefinition[] = [
   ...CHAR_COMMANDS,
   ...RUN_STATE_COMMANDS,
   ...BLOCK_CORE_COMMANDS,
+  ...REPLACE_COMMANDS,
   ...BLOCK_CREATE_COMMANDS,
   ...BITMAP_COMMANDS,
   ...BLOCK_EXPORT_COMMANDS,

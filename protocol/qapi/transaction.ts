@@ -4,6 +4,7 @@ import { BlockdevBackup, DriveBackup } from './backup.js';
 import { BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge } from './bitmaps.js';
 import { BlockdevSnapshot, BlockdevSnapshotInternal, BlockdevSnapshotSync } from './chain.js';
 import { array, defineCommand, enumeration, optional, required, struct, union } from './define.js';
+import { BlockdevReplace } from './replace.js';
 
 export const Abort = struct('Abort', { doc: 'Nothing.' });
 
@@ -26,6 +27,7 @@ export const TransactionActionKind = enumeration('TransactionActionKind', {
     'block-dirty-bitmap-disable': 'as the command',
     'block-dirty-bitmap-merge': 'as the command',
     'blockdev-backup': 'as the command',
+    'blockdev-replace': 'as the command',
     'blockdev-snapshot': 'as the command',
     'blockdev-snapshot-internal-sync': 'as the command; undone by deleting the snapshot',
     'blockdev-snapshot-sync':
@@ -62,6 +64,11 @@ export const BlockdevBackupWrapper = struct('BlockdevBackupWrapper', {
   members: { data: required(BlockdevBackup, dataDoc) },
 });
 
+export const BlockdevReplaceWrapper = struct('BlockdevReplaceWrapper', {
+  doc: 'A user of a node that gets another.',
+  members: { data: required(BlockdevReplace, dataDoc) },
+});
+
 export const BlockdevSnapshotWrapper = struct('BlockdevSnapshotWrapper', {
   doc: 'A snapshot with an overlay that is open.',
   members: { data: required(BlockdevSnapshot, dataDoc) },
@@ -95,6 +102,7 @@ export const TransactionAction = union('TransactionAction', {
     'block-dirty-bitmap-disable': BlockDirtyBitmapWrapper,
     'block-dirty-bitmap-merge': BlockDirtyBitmapMergeWrapper,
     'blockdev-backup': BlockdevBackupWrapper,
+    'blockdev-replace': BlockdevReplaceWrapper,
     'blockdev-snapshot': BlockdevSnapshotWrapper,
     'blockdev-snapshot-internal-sync': BlockdevSnapshotInternalWrapper,
     'blockdev-snapshot-sync': BlockdevSnapshotSyncWrapper,

@@ -38,6 +38,7 @@ export async function insertFilter(
     detectZeroes: 'off',
     given: { driver: options.driver.name, 'node-name': name },
   });
+  filter.ofJob = true;
   try {
     await graph.exclusive(() =>
       drained([below], async () => {

@@ -72,6 +72,8 @@ export class BlockNode implements EdgeParent {
   readonly rangeLock = new RangeLock();
   /** blockdev-add owns it: it stays without parents until blockdev-del. */
   monitorOwned = false;
+  /** A filter that a job has put here, which goes with the job. */
+  ofJob = false;
   /** False after `blockdev-set-active`: locks and permissions below are given up, I/O is refused. */
   active = true;
   /** Byte offset past which a write is reported once; 0: none. */

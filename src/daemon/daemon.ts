@@ -25,6 +25,7 @@ import { registerInternalSnapshots } from '../qmp/commands/internal-snapshot.js'
 import { emitJobEvents, registerBlockJobs, registerJobs } from '../qmp/commands/job.js';
 import { type NamedSocket, nbdListenAddress } from '../qmp/commands/nbd-address.js';
 import { addObject, registerQom } from '../qmp/commands/qom.js';
+import { registerReplace } from '../qmp/commands/replace.js';
 import { registerRunState } from '../qmp/commands/run-state.js';
 import { registerSnapshots } from '../qmp/commands/snapshot.js';
 import { registerStream } from '../qmp/commands/stream.js';
@@ -197,7 +198,8 @@ export class Daemon {
     registerSnapshots(registry, { graph, jobs });
     registerInternalSnapshots(registry, { graph, jobs });
     registerStream(registry, { graph, jobs });
-    registerTransaction(registry, { graph, jobs });
+    registerReplace(registry, { graph, exported: nbd.exported });
+    registerTransaction(registry, { graph, jobs, exported: nbd.exported });
     registerJobs(registry, jobs);
     registerBlockJobs(registry, jobs);
     registerQom(registry, this);

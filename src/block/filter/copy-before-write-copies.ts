@@ -95,6 +95,14 @@ export class SnapshotCopies {
     this.bitmap = new DirtyBitmap(made);
     this.#overwritten = new DirtyBitmap(made);
     this.#accessible = new DirtyBitmap(made);
+    this.beginAnew(bitmap);
+  }
+
+  /** The snapshot is of now, and of what the bitmap marks now; nothing has been copied yet. */
+  beginAnew(bitmap: DirtyBitmap | undefined): void {
+    this.bitmap.clear();
+    this.#accessible.clear();
+    this.#overwritten.clear();
     if (bitmap === undefined) this.bitmap.setDirty(0, this.size);
     else this.bitmap.merge(bitmap);
     this.#accessible.merge(this.bitmap);

@@ -23,7 +23,9 @@ import {
   PERM_CONSISTENT_READ,
   PERM_RESIZE,
   PERM_WRITE,
+  type PermissionMask,
   type Permissions,
+  type ShareMask,
 } from '../permissions.js';
 import {
   CBW_CLUSTER_DEFAULT,
@@ -42,6 +44,11 @@ export interface CopyBeforeWriteOptions {
   readonly timeoutMs?: number | undefined;
   /** What belongs to the snapshot, as marked now; absent: all. */
   readonly bitmap?: DirtyBitmap | undefined;
+  /**
+   * The snapshot is of the moment at which the filter comes to be used, not of that at which it is
+   * made: until then others may write to the node below. @returns what `bitmap` is by then
+   */
+  readonly whenUsed?: () => DirtyBitmap | undefined;
   /** @see clusterLengthOf */
   readonly clusterLength: number;
   /** @see SnapshotOptions */
@@ -64,6 +71,7 @@ export function createCopyBeforeWriteDriver(
         onCbwError: options['on-cbw-error'] as OnCbwError | undefined,
         timeoutMs: Number(options['cbw-timeout'] ?? 0) * 1000,
         bitmap: bitmapOption(lookup, options),
+        whenUsed: () => bitmapOption(lookup, options),
         clusterLength: clusterLengthOf(Number(options['min-cluster-size'] ?? 0)),
       }),
   };
@@ -107,6 +115,10 @@ export class CopyBeforeWriteDriver extends PassThroughDriver {
   #over = false;
   /** Writes that wait for their copies, to be let go when the snapshot is over. */
   readonly #waiting = new Set<() => void>();
+  #used = false;
+  #nextUsed = false;
+  /** The node below when the filter was last used, if anything was saved: a snapshot has begun. */
+  #left: { readonly node: BlockNode; readonly generation: number } | undefined;
 
   constructor(child: ChildEdge, target: ChildEdge, options: CopyBeforeWriteOptions) {
     super('copy-before-write', child);
@@ -122,12 +134,45 @@ export class CopyBeforeWriteDriver extends PassThroughDriver {
    */
   childPermissions(role: ChildRole, parents: Permissions): Permissions {
     if (role === 'target') return { taken: PERM_WRITE, shared: PERM_ALL & ~PERM_RESIZE };
-    if (parents.taken === 0 && parents.shared === PERM_ALL) return parents;
+    if (!isUsed(parents)) return parents;
     const read = (parents.taken & PERM_WRITE) !== 0 ? PERM_CONSISTENT_READ : 0;
     return {
       taken: parents.taken | read,
       shared: parents.shared & ~(PERM_WRITE | PERM_RESIZE),
     };
+  }
+
+  /** @throws BlockError when the snapshot can't begin: the node below, or the bitmap, is another now */
+  preparePermissions(taken: PermissionMask, shared: ShareMask): void {
+    this.#nextUsed = isUsed({ taken, shared });
+    if (!this.#nextUsed || this.#left !== undefined) return;
+    const bitmap = this.#options.whenUsed?.();
+    const { name } = this.child.node;
+    if (this.child.size !== this.copies.size) {
+      const text = `Node '${name}' has changed its size since its filter was made`;
+      throw new BlockError('DF_INVALID', text, { node: name });
+    }
+    if (bitmap !== undefined && bitmap.size !== this.copies.size) {
+      throw new BlockError('DF_INVALID', `Bitmap '${bitmap.name}' has changed its size`);
+    }
+  }
+
+  /** Nobody else writes to the node below from when the filter is used until it is not any more. */
+  commitPermissions(): void {
+    const used = this.#nextUsed;
+    if (used === this.#used || this.#options.whenUsed === undefined) return;
+    this.#used = used;
+    const { node } = this.child;
+    const generation = node.writeGeneration;
+    // Nothing was written through it: what it would show then is no more than what is there.
+    if (!used) this.#left = this.copies.generation === 0 ? undefined : { node, generation };
+    else if (this.#left === undefined) this.copies.beginAnew(this.#options.whenUsed());
+    else if (this.#left.node !== node || this.#left.generation !== generation) this.endSnapshot();
+  }
+
+  /** Others may write to the node below, where we do not see it. */
+  inactivate(): void {
+    if (this.#used || this.#left !== undefined) this.endSnapshot();
   }
 
   override write(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {
@@ -240,6 +285,10 @@ export class CopyBeforeWriteDriver extends PassThroughDriver {
       );
     });
   }
+}
+
+function isUsed({ taken, shared }: Permissions): boolean {
+  return taken !== 0 || shared !== PERM_ALL;
 }
 
 function tooLate(timeoutMs: number): BlockError {

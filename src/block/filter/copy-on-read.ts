@@ -18,6 +18,7 @@ import type { ChildEdge } from '../edge.js';
 import { UNUSED_PERMISSIONS } from '../graph.js';
 import type { BlockNode } from '../node.js';
 import {
+  PERM_ALL,
   PERM_CONSISTENT_READ,
   PERM_RESIZE,
   PERM_WRITE,
@@ -88,10 +89,11 @@ export class CopyOnReadDriver extends PassThroughDriver {
 
   /**
    * Copying needs `write-unchanged`. Nobody may write to the child but through this filter: such a
-   * write could be undone by a copy under way.
+   * write could be undone by a copy under way. A filter that nobody uses copies nothing.
    */
   childPermissions(_role: ChildRole, parents: Permissions): Permissions {
-    if (this.#leaving) return UNUSED_PERMISSIONS;
+    const unused = parents.taken === 0 && parents.shared === PERM_ALL;
+    if (this.#leaving || unused) return UNUSED_PERMISSIONS;
     const passed = PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE;
     return {
       taken: (parents.taken & passed) | PERM_WRITE_UNCHANGED,

@@ -3,6 +3,7 @@
 import { BlockError } from '../../base/errors.js';
 import { BlockBackend } from '../../block/backend.js';
 import type { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
+import type { ChildEdge } from '../../block/edge.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../block/permissions.js';
@@ -104,6 +105,26 @@ export class ExportedNodes {
     return parent instanceof BlockBackend && this.#exported.get(parent)?.allowInactive === true;
   }
 
+  /** The edge of an export to its node; undefined when there is no such export, or no more. */
+  edgeOf(id: string): ChildEdge | undefined {
+    const backend = this.#backends.get(id);
+    return backend?.attached === true ? backend.root : undefined;
+  }
+
+  /** @throws BlockError DF_INVALID when clients of the export would lose sight of a bitmap with `next` */
+  checkMove(id: string, next: BlockNode): void {
+    const backend = this.#backends.get(id);
+    if (backend === undefined) return;
+    for (const bitmap of this.#exported.get(backend)?.bitmaps ?? []) {
+      if (!hasBitmap(backend.root.node, bitmap) || hasBitmap(next, bitmap)) continue;
+      throw new BlockError(
+        'DF_INVALID',
+        `Export '${id}' shows bitmap '${bitmap.name}', which neither node '${next.name}' nor one ` +
+          'below it has',
+      );
+    }
+  }
+
   /** Holds back the requests of all clients; fulfilled when none is in flight any more. */
   async hold(): Promise<void> {
     if (!this.#held) {
@@ -193,6 +214,12 @@ export class ExportedNodes {
     }
     return bitmap;
   }
+}
+
+/** True when the bitmap belongs to the node or to one below it. */
+function hasBitmap(node: BlockNode, bitmap: DirtyBitmap): boolean {
+  if ([...node.bitmaps.values()].includes(bitmap)) return true;
+  return [...node.children.values()].some((edge) => hasBitmap(edge.node, bitmap));
 }
 
 /** Looks through filters and the backing chain. */

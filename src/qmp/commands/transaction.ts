@@ -10,6 +10,7 @@ import {
   switchingBitmap,
 } from '../../block/bitmap/bitmap-changes.js';
 import { drained } from '../../block/drain.js';
+import type { BlockNode } from '../../block/node.js';
 import { applyChanges, type Change } from '../../block/transaction.js';
 import { JobTransaction } from '../../job/job-transaction.js';
 import type { CommandRegistry } from '../registry.js';
@@ -17,16 +18,21 @@ import { type BackupServices, backupStart } from './backup.js';
 import { bitmapMerge } from './bitmap.js';
 import { DriveBackup } from './drive-backup.js';
 import { internalSnapshotChange } from './internal-snapshot.js';
+import { blockdevReplace, nodesOfReplace, type ReplaceServices } from './replace.js';
 import { SnapshotSync, snapshotChange } from './snapshot.js';
 
 type Action = Infer<typeof qapi.TransactionAction>;
+type TransactionServices = BackupServices & ReplaceServices;
 
-export function registerTransaction(registry: CommandRegistry, services: BackupServices): void {
+export function registerTransaction(
+  registry: CommandRegistry,
+  services: TransactionServices,
+): void {
   registry.register(qapi.TRANSACTION, (args) => runTransaction(services, args));
 }
 
 async function runTransaction(
-  services: BackupServices,
+  services: TransactionServices,
   { actions, properties = {} }: ArgumentsOf<typeof qapi.TRANSACTION>,
 ): Promise<void> {
   const group = properties['completion-mode'] === 'grouped' ? new JobTransaction() : undefined;
@@ -43,11 +49,10 @@ async function runTransaction(
     images.push(snapshot);
     return snapshot.change();
   });
-  const { graph } = services;
   try {
     // Users of the nodes do not wait for this: a server that is asked for an image may take its time.
     for (const image of images) await image.open();
-    const nodes = actions.flatMap((action) => graph.find(nodeName(action)) ?? []);
+    const nodes = actions.flatMap((action) => nodesOf(services, action));
     // Nothing is written to any of the nodes between the first action and the last.
     await drained(nodes, () => applyChanges(changes));
   } finally {
@@ -55,9 +60,15 @@ async function runTransaction(
   }
 }
 
-/** Name of the node whose moment it is; none for `abort`. */
-function nodeName(action: Action): string {
-  if (action.type === 'abort') return '';
+/** The nodes whose moment it is. */
+function nodesOf(services: TransactionServices, action: Action): BlockNode[] {
+  if (action.type === 'abort') return [];
+  if (action.type === 'blockdev-replace') return nodesOfReplace(services, action.data);
+  const node = services.graph.find(nodeName(action));
+  return node === undefined ? [] : [node];
+}
+
+function nodeName(action: Exclude<Action, { type: 'abort' | 'blockdev-replace' }>): string {
   if (action.type === 'blockdev-snapshot-sync') {
     return action.data.device ?? action.data['node-name'] ?? '';
   }
@@ -65,13 +76,14 @@ function nodeName(action: Action): string {
 }
 
 function changeOf(
-  services: BackupServices,
+  services: TransactionServices,
   action: Exclude<Action, { type: 'drive-backup' | 'blockdev-snapshot-sync' }>,
   group: JobTransaction | undefined,
 ): Change {
   if (action.type === 'blockdev-backup') return backupStart(services, action.data, group);
   if (action.type === 'abort') return ABORT;
   if (group !== undefined) return notGrouped(action.type);
+  if (action.type === 'blockdev-replace') return blockdevReplace(services, action.data);
   if (action.type === 'blockdev-snapshot') return snapshotChange(services, action.data);
   if (action.type === 'blockdev-snapshot-internal-sync') {
     return internalSnapshotChange(services, action.data);
@@ -85,6 +97,7 @@ type BitmapAction = Exclude<
     type:
       | 'abort'
       | 'blockdev-backup'
+      | 'blockdev-replace'
       | 'blockdev-snapshot'
       | 'blockdev-snapshot-internal-sync'
       | 'blockdev-snapshot-sync'

@@ -35,6 +35,7 @@ const NOT_IN_PEER = [
   'STOP',
   'RESUME',
   'block-job-change', // QEMU 8.2
+  'blockdev-replace', // proposed for QEMU
   'BLOCK_JOB_NOT_CONVERGING', // ours
 ];
 
@@ -42,6 +43,7 @@ const NOT_IN_PEER = [
 const OURS_OR_NEWER = [
   'nbd-server-start.handshake-max-seconds', // QEMU 10.0
   'nbd-server-start.websocket', // ours
+  'transaction.actions[].type=blockdev-replace', // proposed for QEMU
   'block-export-add.allow-inactive', // QEMU 10.0
   'block-export-del.mode=hide', // ours
   'nbd-server-remove.mode=hide', // ours
