@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** What makes sense to ask of a backup, and in what words QEMU refuses the rest. */
 import { BlockError } from '../base/errors.js';
-import { clusterLengthOf } from '../block/filter/copy-before-write.js';
+import { clusterLengthFor, clusterLengthOf } from '../block/filter/copy-before-write.js';
 import { SnapshotAccessDriver } from '../block/filter/snapshot-access.js';
 import type { BlockNode } from '../block/node.js';
 import type { BackupOptions } from './backup.js';
@@ -43,13 +43,13 @@ const WORKERS_DEFAULT = 256;
 const WORKERS_MAX = 2 ** 31 - 1;
 
 /** @throws BlockError DF_INVALID, DF_NOT_FOUND, DF_NOT_SUPPORTED, or why the bitmap can't be used */
-export function checkBackup(request: BackupRequest): CheckedBackup {
+export async function checkBackup(request: BackupRequest): Promise<CheckedBackup> {
   const { target, compress } = request;
   const settings = checkBackupSettings(request);
   const unit = target.limits.compressedUnit;
   if (compress && unit === 0) throw cannotCompress();
-  const clusterLength = Math.max(settings.clusterLength, compress ? unit : 0);
-  return { ...settings, clusterLength, target };
+  const needed = Math.max(await clusterLengthFor(target), compress ? unit : 0);
+  return { ...settings, clusterLength: Math.max(settings.clusterLength, needed), target };
 }
 
 /** The space at the end is where QEMU names a device, which a node has not. */

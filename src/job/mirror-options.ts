@@ -2,8 +2,10 @@
 /** What a mirror is told, and what it tells. */
 import { BlockError } from '../base/errors.js';
 import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
+import { defaultGranularity } from '../block/bitmap/node-bitmaps.js';
 import { canReplace } from '../block/can-replace.js';
 import { MirrorTopDriver } from '../block/filter/mirror-top.js';
+import { imageClusters } from '../block/image-clusters.js';
 import type { BlockNode } from '../block/node.js';
 import { sizeMismatch } from '../block/size-mismatch.js';
 import type { BlockJobObserver, BlockJobOptions } from './block-job.js';
@@ -31,8 +33,8 @@ export interface MirrorOptions extends BlockJobOptions {
   /** Node whose users the pivot moves to the target; the source when absent. */
   readonly replaces?: BlockNode;
   readonly filterNodeName?: string;
-  /** Bytes a bit, a power of two from 512 to 64 MiB. */
-  readonly granularity: number;
+  /** Bytes a bit, a power of two from 512 to 64 MiB. Default: as large as the target's clusters. */
+  readonly granularity?: number | undefined;
   /** Bytes in flight at most, over a target that answers at once. */
   readonly windowLength: number;
   /** Bytes in flight at most over a link with delay. Default: `windowLength`. */
@@ -41,6 +43,26 @@ export interface MirrorOptions extends BlockJobOptions {
   readonly unmap: boolean;
   /** Default: background. */
   readonly copyMode?: MirrorCopyMode | undefined;
+}
+
+/** With what a mirror tracks together, bytes, and whether that must not be copied in part. */
+export type GranularOptions = MirrorOptions & {
+  readonly granularity: number;
+  readonly wholeGranules: boolean;
+};
+
+/**
+ * An image that has no backing node fills up with zeroes what is left of a cluster, whatever it is to
+ * be read over later: it gets whole clusters, unless all of it is copied anyway.
+ */
+export async function withGranules(options: MirrorOptions): Promise<GranularOptions> {
+  const clusters = await imageClusters(options.target);
+  const granularity = options.granularity ?? defaultGranularity(clusters);
+  if (clusters === undefined || clusters.filledUp || options.sync === 'full') {
+    return { ...options, granularity, wholeGranules: false };
+  }
+  const whole = Math.max(granularity, clusters.length);
+  return { ...options, granularity: whole, wholeGranules: true };
 }
 
 /** Who wants to know more of a mirror than of other jobs. */

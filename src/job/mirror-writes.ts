@@ -26,6 +26,8 @@ export interface MirrorWritesOptions {
   readonly intoChain: boolean;
   /** Zeroes may become holes in the target. */
   readonly unmap: boolean;
+  /** Of a granule that is written in part the target has to get the rest as well. */
+  readonly wholeGranules: boolean;
   readonly mode: MirrorCopyMode;
   /** False while the job does not want the target written. */
   readonly usable: () => boolean;
@@ -50,6 +52,10 @@ export class MirrorWrites implements MirrorSide {
 
   get intoChain(): boolean {
     return this.#options.intoChain;
+  }
+
+  get wholeGranules(): boolean {
+    return this.#options.wholeGranules;
   }
 
   get targetUsable(): boolean {

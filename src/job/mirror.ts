@@ -35,8 +35,10 @@ import { markInitialDirty } from './mirror-initial.js';
 import {
   checkMirrorNodes,
   claimSource,
+  type GranularOptions,
   type MirrorObserver,
   type MirrorOptions,
+  withGranules,
 } from './mirror-options.js';
 import { type MirrorCopyMode, MirrorWrites } from './mirror-writes.js';
 import { returnMirrorBitmap } from './sync-bitmap.js';
@@ -60,7 +62,7 @@ export class MirrorJob extends BlockJob {
   readonly source: BlockNode;
   readonly target: BlockNode;
   readonly #graph: BlockGraph;
-  readonly #options: MirrorOptions;
+  readonly #options: GranularOptions;
   readonly #sourceBackend: BlockBackend;
   readonly #targetBackend: BlockBackend;
   readonly #bitmap: DirtyBitmap;
@@ -93,12 +95,12 @@ export class MirrorJob extends BlockJob {
     observer: MirrorObserver,
   ): Promise<MirrorJob> {
     checkMirrorNodes(options);
-    const job = new MirrorJob(graph, options, observer);
+    const job = new MirrorJob(graph, await withGranules(options), observer);
     await job.#setUp();
     return job;
   }
 
-  private constructor(graph: BlockGraph, options: MirrorOptions, observer: MirrorObserver) {
+  private constructor(graph: BlockGraph, options: GranularOptions, observer: MirrorObserver) {
     super(options, observer);
     this.#releaseSource = claimSource(options);
     this.type = options.commit === undefined ? 'mirror' : 'commit';
@@ -122,6 +124,7 @@ export class MirrorJob extends BlockJob {
       target: this.#targetBackend,
       intoChain: options.commit !== undefined,
       unmap: options.unmap,
+      wholeGranules: options.wholeGranules,
       mode: options.copyMode ?? 'background',
       usable: () => this.#began && this.#targetUsable,
       failed: (error) => this.#writeFailed(error),
@@ -407,13 +410,9 @@ export class MirrorJob extends BlockJob {
         this.#filter = undefined;
         this.#pivoted = direct;
         this.#writes.filter = undefined;
-        if (this.#pivot && !direct) {
-          await graph.replaceLocked(
-            replaced,
-            this.target,
-            (edge) => edge.parent !== this.#sourceBackend,
-          );
-        }
+        if (!this.#pivot || direct) return;
+        const own = this.#sourceBackend;
+        await graph.replaceLocked(replaced, this.target, ({ parent }) => parent !== own);
       }),
     );
   }

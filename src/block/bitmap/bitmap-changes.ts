@@ -2,6 +2,7 @@
 /** What commands do to the named bitmaps of nodes, each as a change that can be undone. */
 import { BlockError, toError } from '../../base/errors.js';
 import type { BlockGraph } from '../graph.js';
+import { imageClusters } from '../image-clusters.js';
 import type { BlockNode } from '../node.js';
 import type { Change } from '../transaction.js';
 import type { BitmapStore } from './bitmap-store.js';
@@ -14,7 +15,6 @@ import {
   disableBitmap,
   enableBitmap,
   findBitmap,
-  GRANULARITY_DEFAULT,
   mergeBitmaps,
 } from './node-bitmaps.js';
 
@@ -44,10 +44,7 @@ export function addingBitmap(
   return {
     async prepare() {
       const node = graph.get(nodeName);
-      const format = await node.driver.formatInfo?.();
-      const granularity =
-        options.granularity ??
-        (format === undefined ? GRANULARITY_DEFAULT : defaultGranularity(format.clusterSize));
+      const granularity = options.granularity ?? defaultGranularity(await imageClusters(node));
       const wanted = { ...options, granularity };
       if (options.name !== '' && options.persistent === true)
         await prepareToStore(graph, node, wanted);

@@ -28,9 +28,10 @@ export interface AddBitmapOptions {
   readonly persistent?: boolean;
 }
 
-/** The default granularity on an image with clusters of this length, bytes. */
-export function defaultGranularity(clusterLength: number): number {
-  return Math.min(Math.max(clusterLength, GRANULARITY_DEFAULT_MIN), GRANULARITY_DEFAULT);
+/** The default granularity on an image with such clusters, bytes. */
+export function defaultGranularity(clusters: { readonly length: number } | undefined): number {
+  const length = clusters?.length ?? GRANULARITY_DEFAULT;
+  return Math.min(Math.max(length, GRANULARITY_DEFAULT_MIN), GRANULARITY_DEFAULT);
 }
 
 /** Adds a clean bitmap. @throws BlockError DF_INVALID, DF_EXISTS */

@@ -16,6 +16,7 @@ import {
 } from '../block-driver.js';
 import type { ChainExtent } from '../block-status.js';
 import type { ChildEdge } from '../edge.js';
+import { imageClusters } from '../image-clusters.js';
 import type { BlockNode } from '../node.js';
 import type { NodeOptions } from '../node-options.js';
 import {
@@ -49,10 +50,12 @@ export interface CopyBeforeWriteOptions {
    * made: until then others may write to the node below. @returns what `bitmap` is by then
    */
   readonly whenUsed?: () => DirtyBitmap | undefined;
-  /** @see clusterLengthOf */
+  /** Bytes that are copied together: a power of two from CBW_CLUSTER_DEFAULT to CBW_CLUSTER_MAX. */
   readonly clusterLength: number;
   /** @see SnapshotOptions */
   readonly compress?: boolean | undefined;
+  /** What was asked for of it; default: the same. @see clusterLengthOf */
+  readonly clusterLengthAsked?: number;
 }
 
 /** @param lookup finds the node of the option `bitmap` */
@@ -66,14 +69,19 @@ export function createCopyBeforeWriteDriver(
       { key: 'file', role: 'filtered', required: true },
       { key: 'target', role: 'target', required: true },
     ],
-    open: (options, context) =>
-      new CopyBeforeWriteDriver(context.child('file'), context.child('target'), {
+    async open(options, context) {
+      const target = context.child('target');
+      const asked = clusterLengthOf(Number(options['min-cluster-size'] ?? 0));
+      const needed = await clusterLengthFor(target.node);
+      return new CopyBeforeWriteDriver(context.child('file'), target, {
         onCbwError: options['on-cbw-error'] as OnCbwError | undefined,
         timeoutMs: Number(options['cbw-timeout'] ?? 0) * 1000,
         bitmap: bitmapOption(lookup, options),
         whenUsed: () => bitmapOption(lookup, options),
-        clusterLength: clusterLengthOf(Number(options['min-cluster-size'] ?? 0)),
-      }),
+        clusterLength: Math.max(asked, needed),
+        clusterLengthAsked: asked,
+      });
+    },
   };
 }
 
@@ -92,6 +100,15 @@ export function clusterLengthOf(wanted: number): number {
     );
   }
   return Math.max(wanted, CBW_CLUSTER_DEFAULT);
+}
+
+/**
+ * Bytes to be copied together into the target: an image fills up with zeroes, or with what its backing
+ * node has by now, what is left of a cluster.
+ */
+export async function clusterLengthFor(target: BlockNode): Promise<number> {
+  const clusters = await imageClusters(target);
+  return Math.max(clusters?.length ?? 0, CBW_CLUSTER_DEFAULT);
 }
 
 function bitmapOption(
@@ -225,12 +242,13 @@ export class CopyBeforeWriteDriver extends PassThroughDriver {
 
   /** Options stay as they are, as do children: another point in time takes another filter. */
   prepareReopen({ given }: NodeOptions): void {
-    const { onCbwError = 'break-guest-write', timeoutMs = 0, clusterLength } = this.#options;
+    const { onCbwError = 'break-guest-write', timeoutMs = 0 } = this.#options;
+    const { clusterLength, clusterLengthAsked = clusterLength } = this.#options;
     if ((given['on-cbw-error'] ?? 'break-guest-write') !== onCbwError) {
       throw cannotChange('on-cbw-error');
     }
     if (Number(given['cbw-timeout'] ?? 0) * 1000 !== timeoutMs) throw cannotChange('cbw-timeout');
-    if (clusterLengthOf(Number(given['min-cluster-size'] ?? 0)) !== clusterLength) {
+    if (clusterLengthOf(Number(given['min-cluster-size'] ?? 0)) !== clusterLengthAsked) {
       throw cannotChange('min-cluster-size');
     }
     if ((given.bitmap === undefined) !== (this.#options.bitmap === undefined)) {

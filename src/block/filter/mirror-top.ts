@@ -42,6 +42,8 @@ export interface MirrorSide {
    * the job is being cancelled.
    */
   readonly targetUsable: boolean;
+  /** Of a granule that is written in part the target has to get the rest as well. */
+  readonly wholeGranules: boolean;
   write(offset: number, buffer: Buffer): MaybePromise<void>;
   writeZeroes(offset: number, length: number): MaybePromise<void>;
   /** The target has not taken a write that the source has; the range is marked. */
@@ -166,6 +168,7 @@ export class MirrorTopDriver implements BlockDriver {
       side.bitmap.resetDirty(granules.equalFrom, granules.equalTo - granules.equalFrom);
       try {
         await write.target();
+        if (side.wholeGranules) await this.#fillUp(offset, length);
       } catch (error) {
         side.bitmap.setDirty(offset, length);
         side.targetFailed(error);
@@ -173,6 +176,20 @@ export class MirrorTopDriver implements BlockDriver {
     } finally {
       hold.release();
       side.changed();
+    }
+  }
+
+  /** For who holds the range: granules that a write has changed in part go to the target as a whole. */
+  async #fillUp(offset: number, length: number): Promise<void> {
+    const { start, end } = this.#aligned(offset, length);
+    const { granularity } = this.side.bitmap;
+    const first = offset > start ? [start] : [];
+    const last = alignDown(end - 1, granularity);
+    const lastToo = offset + length < end && last !== first[0] ? [last] : [];
+    for (const at of [...first, ...lastToo]) {
+      const granule = Buffer.allocUnsafeSlow(Math.min(granularity, end - at));
+      await this.child.read(at, granule);
+      await this.side.write(at, granule);
     }
   }
 
@@ -187,8 +204,9 @@ export class MirrorTopDriver implements BlockDriver {
     const { bitmap } = this.side;
     const { start, end } = this.#aligned(offset, length);
     const last = alignDown(end - 1, bitmap.granularity);
-    const headDiffers = offset > start && bitmap.isDirty(start);
-    const tailDiffers = offset + length < end && bitmap.isDirty(last);
+    const mayDiffer = !this.side.wholeGranules;
+    const headDiffers = mayDiffer && offset > start && bitmap.isDirty(start);
+    const tailDiffers = mayDiffer && offset + length < end && bitmap.isDirty(last);
     const equalFrom = headDiffers ? start + bitmap.granularity : start;
     return { start, end, equalFrom, equalTo: tailDiffers ? Math.max(last, equalFrom) : end };
   }

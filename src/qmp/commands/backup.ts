@@ -43,7 +43,7 @@ export function backupStart(
       const source = graph.get(args.device);
       const target = graph.get(args.target);
       checkTargetIdle(jobs, target);
-      const checked = checkBackup({ ...requestOf(args, source), target });
+      const checked = await checkBackup({ ...requestOf(args, source), target });
       const id = args['job-id'] ?? args.device;
       const options = {
         ...checked,

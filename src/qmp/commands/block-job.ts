@@ -18,7 +18,6 @@ import { openTarget } from './target-image.js';
 /** QEMU's bounds of a mirror's granularity, bytes. */
 const GRANULARITY_MIN = 512;
 const GRANULARITY_MAX = 64 * MIB;
-const GRANULARITY_DEFAULT = 65536;
 
 export interface JobServices {
   readonly graph: BlockGraph;
@@ -150,8 +149,9 @@ function mirrorSettings(
   };
 }
 
-function checkGranularity(granularity: number): number {
-  if (granularity === 0) return GRANULARITY_DEFAULT;
+/** @returns undefined: as the target needs it */
+function checkGranularity(granularity: number): number | undefined {
+  if (granularity === 0) return undefined;
   if (granularity < GRANULARITY_MIN || granularity > GRANULARITY_MAX) {
     throw new BlockError(
       'DF_INVALID',

@@ -42,9 +42,9 @@ async function makeBench() {
     { monitorOwned: true },
   );
   const registry = new JobRegistry();
-  const backup = (source: BlockNode): Promise<BackupJob> => {
+  const backup = async (source: BlockNode): Promise<BackupJob> => {
     const request = { source, target, sync: 'full', compress: false, speed: 0 } as const;
-    const checked = checkBackup({ ...request, discardSource: true });
+    const checked = await checkBackup({ ...request, discardSource: true });
     const options = { ...checked, id: 'job', autoDismiss: false };
     return registry.run('job', () => BackupJob.create(graph, options, registry));
   };
