@@ -5,8 +5,10 @@ import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
 import { defaultGranularity } from '../block/bitmap/node-bitmaps.js';
 import { canReplace } from '../block/can-replace.js';
 import { MirrorTopDriver } from '../block/filter/mirror-top.js';
+import { isBelow } from '../block/graph.js';
 import { imageClusters } from '../block/image-clusters.js';
 import type { BlockNode } from '../block/node.js';
+import { PERM_WRITE, PERM_WRITE_UNCHANGED, type Permissions } from '../block/permissions.js';
 import { sizeMismatch } from '../block/size-mismatch.js';
 import type { BlockJobObserver, BlockJobOptions } from './block-job.js';
 import type { CommitChain } from './commit-chain.js';
@@ -69,6 +71,15 @@ export async function withGranules(options: MirrorOptions): Promise<GranularOpti
 export interface MirrorObserver extends BlockJobObserver {
   /** Writers keep up with the copy. `copyMode`: what is in force from now on. */
   notConverging?(job: MirrorJob, rates: CopyRates, copyMode: Exclude<MirrorCopyMode, 'auto'>): void;
+}
+
+/** What a mirror asks of its target. Where that lies above the source, users write below it. */
+export function targetPermissions({
+  source,
+  target,
+}: Pick<MirrorOptions, 'source' | 'target'>): Permissions {
+  const written = isBelow(source, target) ? PERM_WRITE : 0;
+  return { taken: PERM_WRITE, shared: PERM_WRITE_UNCHANGED | written };
 }
 
 /** @throws BlockError when the nodes can't be what they are meant to be */

@@ -17,14 +17,7 @@ import type { EdgeParent } from '../block/edge.js';
 import { type BlockGraph, isBelow } from '../block/graph.js';
 import { insertFilter, removeFilterLocked } from '../block/insert-filter.js';
 import type { BlockNode } from '../block/node.js';
-import {
-  PERM_ALL,
-  PERM_CONSISTENT_READ,
-  PERM_RESIZE,
-  PERM_WRITE,
-  PERM_WRITE_UNCHANGED,
-  type Permissions,
-} from '../block/permissions.js';
+import { PERM_ALL, PERM_CONSISTENT_READ, PERM_RESIZE } from '../block/permissions.js';
 import { BlockJob, type ErrorAction } from './block-job.js';
 import { CatchUp, LAST_COPIES_MS, lastCopiesLate } from './catch-up.js';
 import { type CopyRates, watchConvergence } from './convergence.js';
@@ -38,6 +31,7 @@ import {
   type GranularOptions,
   type MirrorObserver,
   type MirrorOptions,
+  targetPermissions,
   withGranules,
 } from './mirror-options.js';
 import { type MirrorCopyMode, MirrorWrites } from './mirror-writes.js';
@@ -53,8 +47,6 @@ const ZERO_RUN_GENTLE = 16 * 1024 * 1024;
 const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
 /** Time for catching up with what was written before the job was finalized, milliseconds. */
 const CATCH_UP_MS = 5_000;
-
-const TARGET: Permissions = { taken: PERM_WRITE, shared: PERM_WRITE_UNCHANGED };
 
 export class MirrorJob extends BlockJob {
   override readonly type: 'mirror' | 'commit';
@@ -155,7 +147,9 @@ export class MirrorJob extends BlockJob {
     const { commit } = this.#options;
     try {
       // Of a chain the filter lets the base be written; elsewhere it must find the target attached.
-      if (commit === undefined) await graph.attach(this.#targetBackend, this.target, TARGET);
+      if (commit === undefined) {
+        await graph.attach(this.#targetBackend, this.target, targetPermissions(this));
+      }
       this.#filter = await insertFilter(graph, this.source, {
         name: this.#options.filterNodeName,
         childName: 'file',

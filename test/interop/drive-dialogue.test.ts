@@ -99,6 +99,50 @@ it('refuses what qemu refuses, in its words', async () => {
   ]);
 });
 
+it('refuses wrong combinations as qemu does', async () => {
+  const existing = { format: 'raw', mode: 'existing' };
+  await compare((path) => [
+    refusedMirror({ target: path('small'), ...existing, 'node-name': 'n', replaces: 'nobody' }),
+    refusedMirror({ target: path('small'), ...existing, granularity: 3000 }),
+    refusedMirror({ target: path('small'), ...existing, granularity: 256 }),
+    refusedMirror({ target: path('small'), ...existing, 'buf-size': -1 }),
+    refusedMirror({ target: path('small'), ...existing, 'job-id': '9' }),
+    refusedMirror({ target: path('small'), ...existing, 'copy-mode': 'sometimes' }),
+    refusedMirror({ target: path('x'), format: 'qcow2', replaces: 'src' }),
+    refusedMirror({}),
+    refusedBackup({ target: path('small'), ...existing, bitmap: 'b', sync: 'full' }),
+    refusedBackup({ target: path('small'), ...existing, 'bitmap-mode': 'always' }),
+    refusedBackup({ target: path('small'), ...existing, sync: 'bitmap' }),
+    refusedBackup({ target: path('small'), ...existing, sync: 'bitmap', bitmap: 'b' }),
+    refusedBackup({
+      ...{ target: path('small'), ...existing, sync: 'bitmap', bitmap: 'b' },
+      'bitmap-mode': 'never',
+    }),
+    refusedBackup({ target: path('small'), ...existing, 'x-perf': { 'max-workers': 0 } }),
+    refusedBackup({ target: path('small'), ...existing, 'x-perf': { 'max-chunk': -1 } }),
+    refusedBackup({ target: path('small'), ...existing, 'x-perf': { 'max-chunk': 512 } }),
+    refusedBackup({ target: path('small'), ...existing, 'filter-node-name': 'src' }),
+    refusedBackup({ target: path('diskferryd.none'), ...existing }),
+    { execute: 'query-jobs' },
+  ]);
+});
+
+it('mirrors only what is written from then on, into an overlay that then takes over', async () => {
+  const dir = await compare((path) => [
+    {
+      ...refusedMirror({
+        ...{ target: path('made'), sync: 'none', format: 'qcow2', 'node-name': 'new' },
+      }),
+      until: { id: 'job', status: 'ready' },
+    },
+    { execute: 'job-complete', arguments: { id: 'job' }, until: cancelled },
+    { execute: 'blockdev-del', arguments: { 'node-name': 'src' } },
+  ]);
+  const info = ['info', '-U', '--output=json', join(dir, 'made')];
+  const { stdout } = await runPeer('qemu-img', info);
+  expect(JSON.parse(stdout)).toMatchObject({ 'backing-filename': join(dir, 'diskferryd.src') });
+});
+
 it('mirrors into an image that it makes, to the same events', async () => {
   const dir = await compare((path) => [
     { ...refusedMirror({ target: path('made') }), until: { id: 'job', status: 'ready' } },

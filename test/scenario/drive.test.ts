@@ -109,6 +109,40 @@ describe('drive-mirror', () => {
     expect(await nodeNames(qmp)).toEqual(AT_REST);
   });
 
+  it.each(['background', 'write-blocking'])(
+    'moves a client in mode %s to an overlay of what it writes',
+    async (mode) => {
+      const { qmp, guest, served, path } = await makeDisk(testScope());
+      const model = await readFile(served.path);
+      let seed = 100;
+      const write = async (offset: number, length: number): Promise<void> => {
+        const data = patternBytes(length, seed++);
+        await guest.write(offset, data);
+        data.copy(model, offset);
+      };
+      const [target, none] = [path('new.qcow2'), { ...JOB, sync: 'none', 'copy-mode': mode }];
+      await qmp.execute('drive-mirror', { ...none, target, format: 'qcow2' });
+      await state(qmp, 'ready');
+      const writes = Array.from({ length: 40 }, (_, i) => write(((i * 37) % 64) * 131072, 4096));
+      await Promise.all([...writes, write(MIB + 500, 3000), write(7 * MIB - 100, 70_000)]);
+      await qmp.execute('block-job-complete', { device: 'job' });
+      expect(await completed(qmp)).toBeUndefined();
+      const left = await readFile(served.path);
+      await write(2 * MIB + 4096, 100);
+      await write(6 * MIB, MIB);
+      await guest.flush();
+      const all = Buffer.alloc(SIZE);
+      await guest.read(0, all);
+      expect(all.equals(model)).toBe(true);
+      expect((await readFile(served.path)).equals(left)).toBe(true);
+      await guest.close();
+      await qmp.execute('block-export-del', { id: 'disk', mode: 'hard' });
+      await qmp.event('BLOCK_EXPORT_DELETED');
+      await runPeer('qemu-img', ['convert', '-U', '-O', 'raw', target, path('flat.img')]);
+      expect((await readFile(path('flat.img'))).equals(model)).toBe(true);
+    },
+  );
+
   it('makes a sparse image where the source has holes', async () => {
     const { qmp, served, path } = await makeDisk(testScope());
     await qmp.execute('drive-mirror', { ...JOB, target: path('new.img') });

@@ -68,15 +68,20 @@ async function driveMirror(
   }
   const settings = mirrorSettings(graph, source, args);
   const below = source.children.get('backing')?.node;
-  if (args.sync === 'none' && args.mode !== 'existing') {
-    throw aboveSource(args.format ?? source.driver.name);
-  }
+  // What gets only later writes is of use above the source alone.
+  const backings = {
+    none: source,
+    top: below,
+    full: undefined,
+    incremental: undefined,
+    bitmap: undefined,
+  };
   await jobs.run(settings.id, async () => {
     const { node: target, fresh } = await openTarget(graph, {
       ...args,
       source,
       nodeName: args['node-name'],
-      backing: args.sync === 'top' ? below : undefined,
+      backing: backings[args.sync],
       options: {
         discard: source.options.discard,
         cache: { direct: source.options.cache.direct, 'no-flush': source.options.cache.noFlush },
@@ -98,15 +103,10 @@ async function driveMirror(
   });
 }
 
-/**
- * An image that gets only what is written from now on would need the source below it, and could not
- * then take the source's place.
- */
-function aboveSource(format: string): BlockError {
-  return new BlockError(
-    'DF_NOT_SUPPORTED',
-    `Backing file not supported for file format '${format}'`,
-  );
+function findReplaced(graph: BlockGraph, name: string): BlockNode {
+  const node = graph.find(name);
+  if (node !== undefined) return node;
+  throw new BlockError('DF_NOT_FOUND', `Failed to find node with node-name='${name}'`);
 }
 
 /** What both commands have. @throws BlockError of the argument that is wrong */
@@ -115,7 +115,7 @@ function mirrorSettings(
   source: BlockNode,
   args: Infer<typeof qapi.MirrorCommon>,
 ): Omit<MirrorOptions, 'target' | 'unmap'> {
-  const replaces = args.replaces === undefined ? undefined : graph.get(args.replaces);
+  const replaces = args.replaces === undefined ? undefined : findReplaced(graph, args.replaces);
   const granularity = checkGranularity(args.granularity ?? 0);
   const speed = args.speed ?? 0;
   if (speed < 0)
