@@ -9,6 +9,7 @@ import { BlockError, errnoName } from '../../src/base/errors.js';
 import { drained } from '../../src/block/drain.js';
 import { BackupJob } from '../../src/job/backup.js';
 import type { BlockJob } from '../../src/job/block-job.js';
+import { JobTransaction } from '../../src/job/job-transaction.js';
 import { MirrorJob } from '../../src/job/mirror.js';
 import { FAULTS, type Fault, FaultBench } from '../support/fault-bench.js';
 import { checkErrors, checkOrder, checkVerb, type Heard } from '../support/job-oracle.js';
@@ -55,7 +56,8 @@ class Run {
     this.#marksBefore = before.marks;
   }
 
-  static async begin(schedule: Schedule): Promise<Run> {
+  /** The job is made, but not started. @param transaction jobs that end together with it */
+  static async begin(schedule: Schedule, transaction?: JobTransaction): Promise<Run> {
     const { job: choice } = schedule;
     const bench = await FaultBench.make(SIZE, { equal: choice.sync === 'bitmap' });
     if (choice.sync !== 'bitmap') bench.bitmap.setDirty(0, SIZE);
@@ -72,12 +74,15 @@ class Run {
       early.push(entry);
     };
     listen(bench, (entry) => hear(entry));
-    const job = await startJob(bench, schedule);
+    const job = await makeJob(bench, schedule, transaction);
     const run = new Run(schedule, bench, job, before);
     run.heard.push(...early);
     hear = (entry) => run.#hear(entry);
     return run;
   }
+
+  /** Whose failure breaks this job off as well. */
+  partner: Run | undefined;
 
   #hear(entry: Heard): void {
     this.heard.push(entry);
@@ -91,7 +96,6 @@ class Run {
       await turn();
     }
     await this.#finish();
-    await this.#check();
   }
 
   async #step(step: Step): Promise<void> {
@@ -216,11 +220,12 @@ class Run {
     if (!asked) this.#say('finalize');
   }
 
-  async #check(): Promise<void> {
+  async check(): Promise<void> {
     const { job, heard, schedule } = this;
     checkOrder(heard);
     checkErrors(heard, schedule.job);
     const reported = heard.some((entry) => entry.what === 'error' && entry.action === 'report');
+    if (this.partner !== undefined) this.#checkTogether(this.partner);
     if (job.error === undefined) {
       expect(reported, 'success after an error that was reported').toBe(false);
       this.#checkSuccess();
@@ -230,13 +235,19 @@ class Run {
     } else {
       expect(job.error.message).toBe('Operation canceled');
       const ended = heard.some((entry) => said(entry, 'cancel', 'cancel-by-force', 'quit'));
-      expect(ended, 'cancelled by nobody').toBe(true);
+      const together = this.partner?.job.error !== undefined;
+      expect(ended || together, 'cancelled by nobody').toBe(true);
     }
     const pivoted = this.#pivotAsked && job.error === undefined;
     this.#checkGraph(pivoted);
     this.#checkWriter(pivoted);
     this.#checkMarks(pivoted);
     await this.#checkAfterwards();
+  }
+
+  #checkTogether({ job }: Run): void {
+    const failed = [this.job, job].map(({ error }) => error !== undefined);
+    expect(failed[0], 'one job failed and the other did not').toBe(failed[1]);
   }
 
   #checkSuccess(): void {
@@ -357,7 +368,11 @@ function listen(bench: FaultBench, hear: (entry: Heard) => void): void {
   });
 }
 
-async function startJob(bench: FaultBench, { job }: Schedule): Promise<BlockJob> {
+function makeJob(
+  bench: FaultBench,
+  { job }: Schedule,
+  transaction: JobTransaction | undefined,
+): Promise<BlockJob> {
   const { graph, source, target, registry } = bench;
   const sync = job.sync;
   const common = {
@@ -365,12 +380,13 @@ async function startJob(bench: FaultBench, { job }: Schedule): Promise<BlockJob>
     ...{ onSourceError: job.onSourceError, onTargetError: job.onTargetError },
     ...{ autoFinalize: job.autoFinalize, autoDismiss: job.autoDismiss },
     bitmap: job.bitmapMode === undefined ? undefined : bench.bitmap,
+    ...(transaction === undefined ? {} : { transaction }),
   } as const;
   if (job.kind === 'backup') {
     const how = { clusterLength: CLUSTER, requestsMax: job.window, chunkLengthMax: 0 } as const;
     const bitmapMode = job.bitmapMode ?? 'on-success';
     const { onCbwError } = job;
-    return registry.run('j', () =>
+    return registry.create('j', () =>
       BackupJob.create(graph, { ...common, ...how, bitmapMode, onCbwError }, registry),
     );
   }
@@ -378,7 +394,7 @@ async function startJob(bench: FaultBench, { job }: Schedule): Promise<BlockJob>
     ...{ granularity: job.granularity, windowLength: job.window * CLUSTER, unmap: true },
     ...(job.replaces ? { source: bench.top, replaces: source } : {}),
   };
-  return registry.run('j', () =>
+  return registry.create('j', () =>
     MirrorJob.create(
       graph,
       { ...common, ...how, bitmapMode: job.bitmapMode, copyMode: job.copyMode },
@@ -406,10 +422,44 @@ describe('a job under random writes, verbs and faults', () => {
     let run: Run | undefined;
     try {
       run = await Run.begin(schedule);
+      run.job.start();
       await run.play();
+      await run.check();
     } catch (error) {
-      const heard = run?.heard.map((entry) => Object.values(entry).join(' ')).join(', ');
-      throw new Error(`${describeSchedule(schedule)}\nheard: ${heard}`, { cause: error });
+      throw new Error(`${describeSchedule(schedule)}\n${told(run)}`, { cause: error });
+    }
+  });
+
+  it.each(seedsToRun(100))('ends with the other of its transaction, seeds %i', async (seed) => {
+    const schedules = [seed * 2 + 500_000, seed * 2 + 500_001].map(backupSchedule);
+    const transaction = new JobTransaction();
+    const runs: Run[] = [];
+    try {
+      for (const schedule of schedules) runs.push(await Run.begin(schedule, transaction));
+      const [first, second] = runs;
+      if (first !== undefined) first.partner = second;
+      if (second !== undefined) second.partner = first;
+      for (const { job } of runs) job.start();
+      const ended = await Promise.allSettled(runs.map((run) => run.play()));
+      for (const end of ended) if (end.status === 'rejected') throw end.reason;
+      for (const run of runs) await run.check();
+    } catch (error) {
+      const both = schedules.map(
+        (schedule, i) => `${describeSchedule(schedule)}\n${told(runs[i])}`,
+      );
+      throw new Error(`DISKFERRY_SEED=${seed}\n${both.join('\n')}`, { cause: error });
     }
   });
 });
+
+const told = (run: Run | undefined): string =>
+  `heard: ${run?.heard.map((entry) => Object.values(entry).join(' ')).join(', ')}`;
+
+/** Of the kind of job that a transaction starts, and of an end that comes by itself. */
+function backupSchedule(seed: number): Schedule {
+  for (let at = seed; ; at += 1_000_000) {
+    const schedule = makeSchedule(at, OPTIONS);
+    const { kind, sync } = schedule.job;
+    if (kind === 'backup' && sync !== 'none') return schedule;
+  }
+}
