@@ -4,7 +4,7 @@
  * `DISKFERRY_SEED=n` runs one again, `DISKFERRY_SCHEDULES=n` more, `DISKFERRY_FIRST_SEED=n` others.
  */
 import { existsSync } from 'node:fs';
-import { readdir, readFile } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { waitUntil } from '../support/daemon.js';
@@ -43,7 +43,7 @@ const END_TIMEOUT_MS = 30_000;
 
 /** What a verb may be answered with; which of them fits depends on when it arrives. */
 const REFUSALS =
-  /in state '\w+' cannot accept command verb|^Job is already paused$|not paused$|cannot be completed$|is being finalized already$|^(Block )?[jJ]ob .*not found$|is about to end$|does not change/;
+  /in state '\w+' cannot accept command verb|^Job is already paused$|not paused$|cannot be completed$|is being finalized already$|^(Block )?[jJ]ob .*not found$|is about to end$|does not change|is currently paused$/;
 
 type Ending = 'heal' | 'cancel-by-force' | 'quit' | 'SIGTERM';
 
@@ -52,8 +52,8 @@ class DaemonRun {
   readonly #patient: Promise<unknown>[] = [];
   readonly #ending: Ending;
   readonly #reconnectDelay: number;
-  #targetBefore = Buffer.alloc(0);
-  #sourceBefore = Buffer.alloc(0);
+  #targetBefore: Buffer = Buffer.alloc(0);
+  #sourceBefore: Buffer = Buffer.alloc(0);
   #marked: (offset: number) => boolean = () => false;
   readonly #written = new Set<number>();
   #frozen = false;
@@ -85,14 +85,20 @@ class DaemonRun {
     const peer = TARGET_PEERS[seed % TARGET_PEERS.length] ?? 'nbdkit';
     const equal = job.sync === 'bitmap' || job.bitmapMode !== undefined;
     const sourceFails = random.chance(0.2);
-    const bench = await DaemonFaultBench.start(scope, { size: SIZE, peer, equal, sourceFails });
+    const formats = ['raw', 'raw', 'qcow2'] as const;
+    const sourceFormat = random.pick(formats);
+    const targetFormat = random.pick(formats);
+    const options = { size: SIZE, peer, equal, sourceFails, sourceFormat, targetFormat };
+    const bench = await DaemonFaultBench.start(scope, options);
     const run = new DaemonRun(schedule, bench, random);
     await run.#start();
     return run;
   }
 
   get told(): string {
-    return `ending: ${this.#ending}, reconnect-delay: ${this.#reconnectDelay}`;
+    const { peer, sourceFormat, targetFormat } = this.bench.options;
+    const disks = `${sourceFormat} to ${targetFormat} by ${peer}`;
+    return `ending: ${this.#ending}, reconnect-delay: ${this.#reconnectDelay}, ${disks}`;
   }
 
   async #start(): Promise<void> {
@@ -107,7 +113,7 @@ class DaemonRun {
     this.#marked = await bench.marked(SIZE);
     this.#descriptors = (await bench.daemon.descriptors()).length;
     await bench.addTarget(this.#reconnectDelay);
-    this.#targetBefore = await readFile(bench.paths.target);
+    this.#targetBefore = await bench.content('target');
     this.#sourceBefore = Buffer.from(bench.model);
     await qmp.execute(`blockdev-${schedule.job.kind}`, jobArguments(schedule));
   }
@@ -261,7 +267,8 @@ class DaemonRun {
     const { heard, schedule, bench } = this;
     checkOrder(heard);
     checkErrors(heard, schedule.job);
-    const { qmp, paths } = bench;
+    const { qmp } = bench;
+    await bench.client.flush();
     expect(await qmp.execute('query-jobs')).toEqual([]);
     const reported = heard.some((entry) => entry.what === 'error' && entry.action === 'report');
     if (this.#error === undefined) expect(reported, 'success after a reported error').toBe(false);
@@ -272,9 +279,9 @@ class DaemonRun {
     if (!mayFail) expect(bench.refused, 'writes that failed').toEqual([]);
     if (this.#error === undefined) await this.#checkTarget(pivoted);
     if (!pivoted) {
-      expect(await bench.firstDifference(paths.source, bench.model), 'the source').toBe(-1);
-      await this.#checkMarks();
+      expect(await bench.firstDifference(bench.model), 'the source').toBe(-1);
       await qmp.execute('blockdev-del', { 'node-name': 'target' });
+      await this.#checkMarks();
       const count = async () => (await bench.daemon.descriptors()).length;
       await waitUntil(async () => (await count()) <= this.#descriptors, {
         what: () => `no more than ${this.#descriptors} descriptors`,
@@ -296,7 +303,7 @@ class DaemonRun {
   async #checkTarget(pivoted: boolean): Promise<void> {
     const { bench, schedule } = this;
     const { kind, sync } = schedule.job;
-    const content = await readFile(bench.paths.target);
+    const content = await bench.content('target');
     const right = Buffer.from(kind === 'backup' ? this.#sourceBefore : bench.model);
     for (const { offset, length } of pivoted ? bench.refused : []) {
       right.copy(content, offset, offset, offset + length);
@@ -318,10 +325,7 @@ class DaemonRun {
     const { bench, schedule } = this;
     if (schedule.job.bitmapMode === undefined) return;
     const marked = await bench.marked(SIZE);
-    const [source, target] = [
-      await readFile(bench.paths.source),
-      await readFile(bench.paths.target),
-    ];
+    const [source, target] = [await bench.content('source'), await bench.content('target')];
     const lost: number[] = [];
     for (let at = 0; at < SIZE; at += CLUSTER) {
       const end = Math.min(at + CLUSTER, SIZE);
@@ -348,7 +352,7 @@ class DaemonRun {
     const sockets = [paths.nbd, paths.patient].filter((path) => existsSync(path));
     expect(sockets, 'sockets that are left').toEqual([]);
     if (this.#pivotAsked) return;
-    expect(await bench.firstDifference(paths.source, bench.model), 'the source').toBe(-1);
+    expect(await bench.firstDifference(bench.model), 'the source').toBe(-1);
   }
 }
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 /** A daemon with a disk and a client that writes to it, and a target behind a wire that can be cut. */
-import { copyFile, readFile, writeFile } from 'node:fs/promises';
+import { readFile, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { NbdClient } from '../../src/nbd.js';
 import { CutRelay } from './cut-relay.js';
 import { type Daemon, startDaemon } from './daemon.js';
-import { patternBytes } from './images.js';
+import { MIB, patternBytes } from './images.js';
+import { runPeer } from './peers.js';
 import { QmpClient } from './qmp-client.js';
 import { TargetServer, type TargetServerOptions } from './target-server.js';
 import type { Scope } from './temp.js';
@@ -20,6 +21,8 @@ export const DAEMON_FAULTS = [
 ] as const;
 export type DaemonFault = (typeof DAEMON_FAULTS)[number];
 
+export type ImageFormat = 'raw' | 'qcow2';
+
 export interface DaemonFaultOptions {
   /** Of the disk, bytes. */
   readonly size: number;
@@ -28,8 +31,12 @@ export interface DaemonFaultOptions {
   readonly equal: boolean;
   /** The first read of a part of the disk fails. */
   readonly sourceFails: boolean;
+  readonly sourceFormat: ImageFormat;
+  readonly targetFormat: ImageFormat;
 }
 
+/** What a server of a qcow2 image has room for, bytes: it can't grow. */
+const TARGET_FILE_SIZE = 8 * MIB;
 /** Sector whose first read fails. */
 const BAD_SECTOR = 1000;
 
@@ -50,6 +57,7 @@ export class DaemonFaultBench {
     readonly server: TargetServer,
     readonly relay: CutRelay,
     readonly paths: Readonly<Record<'source' | 'target' | 'nbd' | 'patient', string>>,
+    readonly options: DaemonFaultOptions,
     model: Buffer,
   ) {
     this.model = model;
@@ -65,13 +73,15 @@ export class DaemonFaultBench {
     ].map((name) => join(dir, name)) as [string, string, string, string];
     const model = patternBytes(options.size, 4);
     model.fill(0, 0, 300_000);
-    await writeFile(source, model);
-    if (options.equal) await copyFile(source, target);
-    else await writeFile(target, Buffer.alloc(options.size, 0xa5));
+    const { sourceFormat, targetFormat } = options;
+    const old = options.equal ? model : Buffer.alloc(options.size, 0xa5);
+    await makeDisk(source, model, sourceFormat);
+    await makeDisk(target, old, targetFormat);
+    if (targetFormat === 'qcow2') await truncate(target, TARGET_FILE_SIZE);
     const server = await TargetServer.start(scope, { peer: options.peer, image: target, dir });
     const relay = await CutRelay.start(scope, join(dir, 'relay.sock'), server.socketPath);
     const daemon = await startDaemon(scope, [
-      ...daemonArguments(source, nbd, options.sourceFails),
+      ...daemonArguments(source, nbd, options),
       ...['--chardev', `socket,id=patient,path=${patient},server=on,wait=off`],
       ...['--monitor', 'chardev=patient'],
     ]);
@@ -85,20 +95,27 @@ export class DaemonFaultBench {
     });
     scope.defer(() => client.close());
     const paths = { source, target, nbd, patient };
-    return new DaemonFaultBench(daemon, qmp, second, client, server, relay, paths, model);
+    return new DaemonFaultBench(daemon, qmp, second, client, server, relay, paths, options, model);
   }
 
   /** Adds the node `target`. @param reconnectDelay seconds */
   async addTarget(reconnectDelay: number): Promise<void> {
-    await this.qmp.execute('blockdev-add', {
-      ...{ driver: 'nbd', 'node-name': 'target', export: 'disk', discard: 'unmap' },
+    const wire = {
+      ...{ driver: 'nbd', export: 'disk', discard: 'unmap', 'reconnect-delay': reconnectDelay },
       server: { type: 'unix', path: this.relay.path },
-      'reconnect-delay': reconnectDelay,
-    });
+    };
+    const image = { driver: 'qcow2', file: wire, discard: 'unmap' };
+    const node = this.options.targetFormat === 'raw' ? wire : image;
+    await this.qmp.execute('blockdev-add', { ...node, 'node-name': 'target' });
   }
 
-  /** Writes without waiting; leaves out what would overlap a write that is under way. */
-  write(act: 'write' | 'zero' | 'discard', offset: number, length: number): void {
+  /**
+   * Writes without waiting; leaves out what would overlap a write that is under way. What is discarded
+   * reads as zeroes in a file, but not where it is part of a cluster of an image: that is zeroed.
+   */
+  write(wanted: 'write' | 'zero' | 'discard', offset: number, length: number): void {
+    const inImage = this.options.sourceFormat !== 'raw';
+    const act = wanted === 'discard' && inImage ? 'zero' : wanted;
     for (const other of this.#writing) {
       if (offset < other.offset + other.length && other.offset < offset + length) return;
     }
@@ -147,9 +164,19 @@ export class DaemonFaultBench {
     this.relay.mend();
   }
 
-  /** Where a file is not what the client wrote; where that is not known, anything is right. */
-  async firstDifference(path: string, right: Buffer): Promise<number> {
-    const content = await readFile(path);
+  /** What an image holds for its users. */
+  async content(which: 'source' | 'target'): Promise<Buffer> {
+    const path = this.paths[which];
+    const format = this.options[`${which}Format`];
+    if (format === 'raw') return readFile(path);
+    const flat = `${path}.flat`;
+    await runPeer('qemu-img', ['convert', '-U', '-f', format, '-O', 'raw', path, flat]);
+    return readFile(flat);
+  }
+
+  /** Where the disk is not what the client wrote; where that is not known, anything is right. */
+  async firstDifference(right: Buffer): Promise<number> {
+    const content = await this.content('source');
     for (const { offset, length } of this.refused)
       right.copy(content, offset, offset, offset + length);
     return content.equals(right) ? -1 : content.findIndex((byte, at) => byte !== right[at]);
@@ -185,14 +212,25 @@ export class DaemonFaultBench {
   }
 }
 
-function daemonArguments(image: string, socket: string, sourceFails: boolean): string[] {
+async function makeDisk(path: string, content: Buffer, format: ImageFormat): Promise<void> {
+  if (format === 'raw') return writeFile(path, content);
+  await writeFile(`${path}.raw`, content);
+  const how = ['-q', '-f', 'raw', '-O', format, `${path}.raw`, path];
+  await runPeer('qemu-img', ['convert', ...how]);
+}
+
+function daemonArguments(
+  image: string,
+  socket: string,
+  { sourceFails, sourceFormat }: DaemonFaultOptions,
+): string[] {
   const bad = { event: 'none', iotype: 'read', sector: BAD_SECTOR, once: true, errno: 5 };
   const bug = { driver: 'blkdebug', 'node-name': 'bug', image: 'file', 'inject-error': [bad] };
-  const raw = { driver: 'raw', 'node-name': 'disk', discard: 'unmap' };
+  const disk = { driver: sourceFormat, 'node-name': 'disk', discard: 'unmap' };
   return [
     ...['--blockdev', `driver=file,node-name=file,filename=${image},discard=unmap`],
     ...(sourceFails ? ['--blockdev', JSON.stringify({ ...bug, discard: 'unmap' })] : []),
-    ...['--blockdev', JSON.stringify({ ...raw, file: sourceFails ? 'bug' : 'file' })],
+    ...['--blockdev', JSON.stringify({ ...disk, file: sourceFails ? 'bug' : 'file' })],
     ...['--nbd-server', `addr.type=unix,addr.path=${socket}`],
     ...['--export', 'type=nbd,id=disk,node-name=disk,name=disk,writable=on'],
   ];
