@@ -98,6 +98,8 @@ export abstract class Job {
   protected completeRequested?(): void;
   /** The work is to end at once, also where it waits for a peer that is gone. */
   protected brokenOff(): void {}
+  /** What is left of the work after a pause that came when `run` had just ended. */
+  protected async runOn(): Promise<void> {}
   /** Wakes the work when something it waits for by itself may have changed (cancel, pause, speed). */
   protected wakeUp(): void {}
 
@@ -350,6 +352,11 @@ export abstract class Job {
   async #work(): Promise<void> {
     try {
       await this.run();
+      // Told to pause, or stopped by an error, at the very moment at which the work ended.
+      while (this.pauseRequested && !this.#forceCancelled) {
+        await this.pausePoint();
+        await this.runOn();
+      }
       if (this.#forceCancelled) this.#error ??= cancelledError();
     } catch (error) {
       this.#error = this.#forceCancelled ? cancelledError() : toError(error);

@@ -196,6 +196,10 @@ export class MirrorJob extends BlockJob {
     }
   }
 
+  protected override runOn(): Promise<void> {
+    return this.#copyUntilTold();
+  }
+
   /** Returns when the job is told to end and has caught up, as far as that goes with users at work. */
   async #copyUntilTold(): Promise<void> {
     for (;;) {

@@ -120,8 +120,6 @@ it('refuses wrong combinations as qemu does', async () => {
     }),
     refusedBackup({ target: path('small'), ...existing, 'x-perf': { 'max-workers': 0 } }),
     refusedBackup({ target: path('small'), ...existing, 'x-perf': { 'max-chunk': -1 } }),
-    refusedBackup({ target: path('small'), ...existing, 'x-perf': { 'max-chunk': 512 } }),
-    refusedBackup({ target: path('small'), ...existing, 'filter-node-name': 'src' }),
     refusedBackup({ target: path('diskferryd.none'), ...existing }),
     { execute: 'query-jobs' },
   ]);

@@ -77,7 +77,7 @@ const TAKEN_IN: Readonly<Record<Verb, readonly string[]>> = {
   fast: AT_WORK,
   cancel: [...AT_WORK, 'waiting', 'pending'],
   'cancel-by-force': [...AT_WORK, 'waiting', 'pending'],
-  complete: ['ready'],
+  complete: ['ready', 'standby'],
   finalize: ['pending'],
   dismiss: ['concluded'],
   'write-blocking': ['running', 'paused', 'ready', 'standby'],
