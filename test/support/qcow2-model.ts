@@ -40,6 +40,10 @@ export interface ModelOptions {
   readonly discards: boolean;
   /** Some writes are of whole clusters, to be compressed. */
   readonly compresses?: boolean;
+  /** Told of each range that a request may change, before it does. */
+  readonly changed?: (offset: number, length: number) => void;
+  /** Gets a line for each request. */
+  readonly story?: string[];
 }
 
 /** Bytes that an image should have. */
@@ -93,7 +97,7 @@ export class ImageModel {
     this.#writes++;
     const bytes = pattern(length, this.#writes);
     bytes.copy(this.content, offset);
-    this.touched.fill(1, offset, offset + length);
+    this.#note('write', offset, length);
     await node.write(offset, bytes, this.#options.random.below(20) === 0 ? REQ_FUA : 0);
   }
 
@@ -115,26 +119,33 @@ export class ImageModel {
       bytes.fill(this.#writes, last - filled, last);
     }
     bytes.copy(this.content, start);
-    this.touched.fill(1, start, end);
+    this.#note('compress', start, end - start);
     await node.write(start, bytes, REQ_WRITE_COMPRESSED);
   }
 
   async #zero(node: NodeLike, offset: number, length: number): Promise<void> {
     this.content.fill(0, offset, offset + length);
-    this.touched.fill(1, offset, offset + length);
+    this.#note('zero', offset, length);
     await node.writeZeroes(offset, length, this.#options.random.pick([0, REQ_MAY_UNMAP]));
   }
 
   /** Whole clusters read as zeroes; the rest stays as it is. */
   async #discard(node: NodeLike, offset: number, length: number): Promise<void> {
     const { clusterSize } = this.#options;
-    this.touched.fill(1, offset, offset + length);
+    this.#note('discard', offset, length);
     const first = Math.ceil(offset / clusterSize) * clusterSize;
     const end = offset + length;
     const toEnd = end === this.content.byteLength;
     const last = toEnd ? end : Math.floor(end / clusterSize) * clusterSize;
     if (last > first) this.content.fill(0, first, last);
     await node.discard(offset, length);
+  }
+
+  #note(what: string, offset: number, length: number): void {
+    const { changed, story } = this.#options;
+    this.touched.fill(1, offset, offset + length);
+    changed?.(offset, length);
+    story?.push(`${what} ${offset} ${length}`);
   }
 
   /** From now on changes are noted anew. */
