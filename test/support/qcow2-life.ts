@@ -13,7 +13,7 @@ import type { InternalSnapshots } from '../../src/block/block-driver.js';
 import { reopenNodes } from '../../src/block/reopen.js';
 import { applyChanges, type Change } from '../../src/block/transaction.js';
 import { RESIZER, type UsedNode } from '../unit/block/driver/test-graph.js';
-import { runPeer } from './peers.js';
+import type { PeerShell } from './peer-shell.js';
 import { KIB, MIB, openImage } from './qcow2.js';
 import { ImageModel, type Random } from './qcow2-model.js';
 import { type MadeImage, type Parameters, randomNodeOptions } from './qcow2-parameters.js';
@@ -75,7 +75,7 @@ export class ImageLife {
   }
 
   /** The same kind of things, done by qemu-io. */
-  async peersTurn(): Promise<void> {
+  async peersTurn(shell: PeerShell): Promise<void> {
     const commands: string[] = [];
     const { clusterSize } = this.#parameters;
     const { content } = this.model;
@@ -97,7 +97,7 @@ export class ImageLife {
     for (const bitmap of this.#bitmaps.values()) bitmap.sha256 = undefined;
     this.story.push(`qemu-io: ${commands.join('; ')}`);
     const args = commands.flatMap((command) => ['-c', command]);
-    await runPeer('qemu-io', ['-f', 'qcow2', '-d', 'unmap', ...args, this.path]);
+    await shell.expect('qemu-io', ['-f', 'qcow2', '-d', 'unmap', ...args, this.path]);
   }
 
   #canCompress(): boolean {
@@ -229,7 +229,8 @@ export class ImageLife {
       const bitmap = node.bitmaps.get(name);
       if (bitmap === undefined) throw new Error(`bitmap ${name} is gone`);
       expect({ name, inconsistent: bitmap.inconsistent }).toEqual({ name, inconsistent: false });
-      if (sha256 !== undefined) expect({ name, sha: bitmap.sha256() }).toEqual({ name, sha: sha256 });
+      if (sha256 !== undefined)
+        expect({ name, sha: bitmap.sha256() }).toEqual({ name, sha: sha256 });
       for (let at = marks.indexOf(1); at >= 0; at = marks.indexOf(1, at)) {
         const dirty = bitmap.isDirty(at * SECTOR);
         if (!dirty) expect({ name, at: at * SECTOR, dirty }).toEqual({ name, at, dirty: true });

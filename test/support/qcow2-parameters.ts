@@ -4,7 +4,8 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createQcow2, type Qcow2CreateOptions } from '../../src/block/driver/qcow2/create.js';
 import { RESIZER, useNode } from '../unit/block/driver/test-graph.js';
-import { createImage, KIB, MIB, pattern, qemuIo } from './qcow2.js';
+import type { PeerShell } from './peer-shell.js';
+import { KIB, MIB, pattern } from './qcow2.js';
 import type { Random } from './qcow2-model.js';
 
 export interface Parameters {
@@ -46,6 +47,11 @@ export function randomParameters(random: Random): Parameters {
   };
 }
 
+interface Makers {
+  readonly random: Random;
+  readonly shell: PeerShell;
+}
+
 export interface MadeImage {
   readonly path: string;
   /** What it reads as at first. */
@@ -56,16 +62,16 @@ export interface MadeImage {
 export async function makeImage(
   dir: string,
   parameters: Parameters,
-  random: Random,
+  by: Makers,
 ): Promise<MadeImage> {
   const { below, size } = parameters;
   const path = join(dir, 'image');
   let shown: Buffer = Buffer.alloc(0);
   for (let nth = below.length - 1; nth >= 0; nth--) {
     const layer = below[nth];
-    if (layer !== undefined) shown = await makeLayer(dir, nth, layer, { below, shown, random });
+    if (layer !== undefined) shown = await makeLayer(dir, nth, layer, { below, shown, by });
   }
-  if (parameters.madeBy === 'qemu-img') await byQemu(dir, path, parameters);
+  if (parameters.madeBy === 'qemu-img') await byQemu(by.shell, { dir, path, parameters });
   else await byUs(dir, path, parameters);
   const content = Buffer.alloc(size);
   shown.copy(content);
@@ -76,9 +82,10 @@ async function makeLayer(
   dir: string,
   nth: number,
   { format, size }: Parameters['below'][number],
-  more: { readonly below: Parameters['below']; readonly shown: Buffer; readonly random: Random },
+  more: { readonly below: Parameters['below']; readonly shown: Buffer; readonly by: Makers },
 ): Promise<Buffer> {
-  const { below, shown, random } = more;
+  const { below, shown, by } = more;
+  const { random, shell } = by;
   const path = join(dir, `below${nth}`);
   if (format === 'raw') {
     const bytes = pattern(size, 7777 + nth);
@@ -90,7 +97,7 @@ async function makeLayer(
   const next = below[nth + 1];
   const named = next === undefined ? [] : ['-b', `below${nth + 1}`, '-F', next.format];
   const clusters = random.pick([512, 4 * KIB, 64 * KIB]);
-  await createImage(path, size, `cluster_size=${clusters}`, named);
+  await create(shell, path, { size, options: `cluster_size=${clusters}`, named });
   const commands: string[] = [];
   for (let write = 0; write < 4; write++) {
     const at = random.below(size / 512) * 512;
@@ -99,13 +106,20 @@ async function makeLayer(
     commands.push(zero ? `write -z ${at} ${length}` : `write -P ${100 + write} ${at} ${length}`);
     content.fill(zero ? 0 : 100 + write, at, at + length);
   }
-  await qemuIo(path, commands);
+  const args = commands.flatMap((command) => ['-c', command]);
+  await shell.expect('qemu-io', ['-f', 'qcow2', ...args, path]);
   return content;
 }
 
 const onOff = (value: boolean): string => (value ? 'on' : 'off');
 
-async function byQemu(dir: string, path: string, parameters: Parameters): Promise<void> {
+interface Place {
+  readonly dir: string;
+  readonly path: string;
+  readonly parameters: Parameters;
+}
+
+async function byQemu(shell: PeerShell, { dir, path, parameters }: Place): Promise<void> {
   const { version, clusterSize, refcountBits, extendedL2, lazy, dataFile, below } = parameters;
   const options = [`cluster_size=${clusterSize}`, `compat=${version === 2 ? '0.10' : '1.1'}`];
   if (version === 3) {
@@ -117,7 +131,17 @@ async function byQemu(dir: string, path: string, parameters: Parameters): Promis
   const [layer] = below;
   if (layer === undefined) options.push(`preallocation=${parameters.preallocation}`);
   const named = layer === undefined ? [] : ['-b', 'below0', '-F', layer.format];
-  await createImage(path, parameters.size, options.join(','), named);
+  await create(shell, path, { size: parameters.size, options: options.join(','), named });
+}
+
+async function create(
+  shell: PeerShell,
+  path: string,
+  more: { readonly size: number; readonly options: string; readonly named: readonly string[] },
+): Promise<void> {
+  const { size, options, named } = more;
+  const args = ['create', '-q', '-f', 'qcow2', '-o', options, ...named, path, String(size)];
+  await shell.expect('qemu-img', args);
 }
 
 async function byUs(dir: string, path: string, parameters: Parameters): Promise<void> {
