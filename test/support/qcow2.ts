@@ -7,6 +7,8 @@ import type { NodeLike } from '../suite/block-driver.suite.js';
 import { type UsedNode, useNode, WRITER } from '../unit/block/driver/test-graph.js';
 import { runPeer, tryPeer } from './peers.js';
 
+export { pattern } from './pattern.js';
+
 export const KIB = 1024;
 export const MIB = 1024 * KIB;
 
@@ -68,15 +70,6 @@ export async function expectSound(path: string): Promise<void> {
     stdout: '',
     stderr: '',
   });
-}
-
-/** Bytes that tell where they belong: every 8 have their number and `seed` in them. */
-export function pattern(length: number, seed: number): Buffer {
-  const bytes = Buffer.alloc(length);
-  for (let at = 0; at + 4 <= length; at += 4) {
-    bytes.writeUInt32LE((Math.imul(at / 4 + 1, 2654435761) ^ (seed * 40503)) >>> 0, at);
-  }
-  return bytes;
 }
 
 /** Compares without printing megabytes. */
