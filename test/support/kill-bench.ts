@@ -60,6 +60,8 @@ export interface Outcome {
   readonly steps: readonly Step[];
   /** The last step was under way. */
   readonly cutOff: boolean;
+  /** There was nothing more to do: the image may have been closed. */
+  readonly finished: boolean;
 }
 
 /** What may be in the image, by what the writer has noted. */
@@ -85,7 +87,9 @@ export function outcomeOf(
     if (nth > lasting) states.push(state);
   }
   if (states.length === 0) states.push(state);
-  return { states, steps: steps.slice(lasting + 1, begun + 1), cutOff: begun !== ended };
+  const rest = steps.slice(lasting + 1, begun + 1);
+  const finished = ended === steps.length - 1;
+  return { states, steps: rest, cutOff: begun !== ended, finished };
 }
 
 const PIECE = 4096;
