@@ -13,6 +13,9 @@ import type { Qcow2Image } from './image.js';
 import { readPadded } from './image-io.js';
 import type { CachedTable } from './table-cache.js';
 
+/** The smallest cluster, bytes. */
+const SECTOR = 512;
+
 /**
  * Sees to it that the active L1 table has, for the guest offset, an L2 table that only it uses.
  * Where the table was shared with a snapshot, it is copied.
@@ -39,6 +42,10 @@ async function makeL2(image: Qcow2Image, index: number, old: number): Promise<vo
       await readPadded(file, old, content);
       await file.write(offset, content);
     } else if (!fresh) await file.writeZeroes(offset, clusterSize);
+    else if (offset + clusterSize > file.size) {
+      // The L1 table may be written before this one has any entry: it must lie within the file.
+      await file.write(offset + clusterSize - SECTOR, Buffer.alloc(SECTOR));
+    }
   } catch (error) {
     frees.add({ offset, length: clusterSize, table: false, discard: false });
     throw error;
