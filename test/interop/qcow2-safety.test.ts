@@ -375,6 +375,21 @@ describe('chains', () => {
   });
 });
 
+describe('zeroes in the cluster where a shorter backing file ends', () => {
+  it('leave what is before them', async () => {
+    const { dir, path } = await image(1 * MIB + 512);
+    await qemuIo(path, [`write -P 5 0 ${1 * MIB + 512}`]);
+    const top = join(dir, 'top');
+    await createImage(top, 2 * MIB, '', ['-b', path, '-F', 'qcow2']);
+    const { node, close } = await openImage(top);
+    await node.writeZeroes(1 * MIB + 512, 1);
+    await close();
+    await expectSound(top);
+    const expected = Buffer.alloc(2 * MIB).fill(5, 0, 1 * MIB + 512);
+    expectEqual(await qemuContent(top, join(dir, 'raw')), expected);
+  });
+});
+
 describe('resizing', () => {
   it('does not let a longer backing file show', async () => {
     const { dir, path } = await image(4 * MIB);

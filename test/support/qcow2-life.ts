@@ -81,7 +81,8 @@ export class ImageLife {
     const { content } = this.model;
     for (let nth = 1 + this.#random.below(4); nth > 0; nth--) {
       const kind = this.#random.below(4);
-      const whole = kind === 0 && this.#canCompress();
+      // Compressed clusters come last: after them qemu-io 7.2 may put two things in one cluster.
+      const whole = nth === 1 && kind === 0 && this.#canCompress();
       const unit = whole ? clusterSize : SECTOR;
       const at = this.#random.below(Math.ceil(content.byteLength / unit)) * unit;
       const wanted = unit * (1 + this.#random.below(whole ? 6 : 60));

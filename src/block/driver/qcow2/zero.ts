@@ -54,27 +54,16 @@ export async function zeroLocked(
 ): Promise<void> {
   const { subclusterSize: unit } = image.geometry;
   const whole = await wholeUnits(image, range);
-  const next = alignUp(whole.offset, unit);
-  const first = Math.min(next, range.end);
-  const last = lastUnit(image, whole.end, { first, isWhole: next <= range.end });
-  const partial = first > whole.offset || whole.end > last;
+  const first = alignUp(whole.offset, unit);
+  const last = whole.end === image.size ? whole.end : alignDown(whole.end, unit);
+  const partial = last <= first || first > whole.offset || whole.end > last;
   if (partial && (flags & REQ_NO_FALLBACK) !== 0) {
     throw new BlockError('DF_NOT_SUPPORTED', 'Parts of a cluster can only be zeroed by writing');
   }
+  if (last <= first) return writeZeroes(image, range.offset, range.end);
   if (first > range.offset) await writeZeroes(image, range.offset, first);
-  if (last > first) await zeroUnits(image, { offset: first, end: last }, flags);
-  if (range.end > Math.max(last, first)) await writeZeroes(image, Math.max(last, first), range.end);
-}
-
-/** @param from.isWhole false: the range begins and ends in one unit, whose beginning is not zero */
-function lastUnit(
-  image: Qcow2Image,
-  end: number,
-  from: { readonly first: number; readonly isWhole: boolean },
-): number {
-  if (!from.isWhole) return from.first;
-  if (end === image.size) return end;
-  return Math.max(alignDown(end, image.geometry.subclusterSize), from.first);
+  await zeroUnits(image, { offset: first, end: last }, flags);
+  if (range.end > last) await writeZeroes(image, last, range.end);
 }
 
 /** Where the rest of the first or last unit is zero, it is zeroed as a whole. */
