@@ -118,6 +118,17 @@ describe('bitmaps that qemu-img and qemu-io made', () => {
     expect(await peerBitmaps(scope, left)).toEqual([]);
   });
 
+  it('are stored with what a discard has marked that changed nothing', async () => {
+    const { scope, path } = await image();
+    await qemuBitmap('--add', '-g', '512', path, 'b');
+    const { node, close } = await openImage(path, OPTIONS);
+    await node.discard(1 * MIB, 512);
+    const seen = ours(node);
+    await close();
+    expect(seen).toMatchObject([{ count: 512 }]);
+    expect(await peerBitmaps(scope, path)).toEqual(seen);
+  });
+
   it('keep their clusters when counts are worked out anew after a kill', async () => {
     const { scope, dir, path } = await image('lazy_refcounts=on,cluster_size=4k');
     await qemuBitmap('--add', '-g', '512', path, 'b');

@@ -33,8 +33,9 @@ export async function discardGuest(
   const end = offset + length;
   const from = alignUp(offset, clusterSize);
   const to = end === image.size ? alignUp(end, clusterSize) : alignDown(end, clusterSize);
-  if (to <= from) return;
+  // Bitmaps record the range even when no whole cluster lies in it.
   await prepareWrite(image);
+  if (to <= from) return;
   const hold = await image.clusterLock.acquire(from, to - from);
   try {
     await discardClusters(image, { from, to, how: 'zero' });
