@@ -68,6 +68,7 @@ const FEATURES: readonly (readonly [feature: string, file: string, name: string]
   ['img bitmap', 'interop/img-bitmap', 'does to bitmaps what qemu-img does'],
   ['hostile headers', 'interop/qcow2-safety', 'header fields are checked'],
   ['hostile metadata', 'fuzz/qcow2-images', 'images changed at random'],
+  ['BLOCK_IMAGE_CORRUPTED', 'interop/qcow2-corruption-dialogue', 'a table between clusters, read'],
   ['migration', 'scenario/qcow2-migration', 'moves to another daemon under a writer'],
 ];
 

@@ -54,6 +54,7 @@ export class ImageLife {
     const discards = parameters.version === 3 || parameters.below.length === 0;
     this.model = new ImageModel({
       ...{ random, content, clusterSize: parameters.clusterSize, discards },
+      compresses: parameters.dataFile === 'none' && parameters.refcountBits >= 16,
       changed: (offset, length) => this.#mark(offset, length),
       story: this.story,
     });

@@ -10,7 +10,7 @@ import {
   entryOffset,
 } from '../../../../protocol/qcow2/entries.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
-import type { Geometry } from './geometry.js';
+import { type Geometry, hex } from './geometry.js';
 import type { L1Table } from './l1-table.js';
 import type { CachedTable, TableCache } from './table-cache.js';
 
@@ -126,9 +126,7 @@ export class ClusterMap {
     const l2Offset = this.l1.l2Offset(l1Index);
     if (l2Offset === 0) return 0;
     if (l2Offset % clusterSize !== 0) {
-      this.#corrupt(
-        `L2 table offset 0x${l2Offset.toString(16)} unaligned (L1 index: 0x${l1Index.toString(16)})`,
-      );
+      this.#corrupt(`L2 table offset ${hex(l2Offset)} unaligned (L1 index: ${hex(l1Index)})`);
     }
     const index = Math.floor(offset / clusterSize) % l2Entries;
     return l2Offset + Math.floor(index / this.#sliceEntries) * this.#sliceLength;
@@ -236,19 +234,19 @@ export class ClusterMap {
   #valid(table: CachedTable, index: number, offset: number, run: Run): boolean {
     const { clusterSize, version } = this.#geometry;
     const inCluster = offset % clusterSize;
-    const where = (): string =>
-      `(L2 offset: 0x${table.offset.toString(16)}, L2 index: 0x${index.toString(16)})`;
+    const where = (): string => `(L2 offset: ${hex(table.offset)}, L2 index: ${hex(index)})`;
     if (run.kind === RUN_INVALID) run.problem = `Invalid cluster entry found ${where()}`;
     else if (run.kind === RUN_ZERO && version < 3) {
       run.problem = `Zero cluster entry found in pre-v3 image ${where()}`;
     } else if (run.kind === RUN_DATA || run.hostOffset !== 0) {
       const host = run.hostOffset - inCluster;
       if (host % clusterSize !== 0) {
-        run.problem = `Cluster allocation offset 0x${host.toString(16)} unaligned ${where()}`;
+        const what = run.kind === RUN_ZERO ? 'Preallocated zero cluster' : 'Cluster allocation';
+        run.problem = `${what} offset ${hex(host)} unaligned ${where()}`;
       } else if (this.#dataFile && host !== offset - inCluster) {
         run.problem =
-          `External data file host cluster offset 0x${host.toString(16)} does not match guest ` +
-          `cluster offset: 0x${(offset - inCluster).toString(16)}, ${where()}`;
+          `External data file host cluster offset ${hex(host)} does not match guest ` +
+          `cluster offset: ${hex(offset - inCluster)}, ${where()}`;
       }
     }
     if (run.problem === '') return true;

@@ -50,3 +50,6 @@ export function geometryOf(header: Qcow2Header): Geometry {
     refcountsPerBlock: refcountsPerBlock(clusterSize, refcountOrder),
   };
 }
+
+/** As QEMU writes such numbers: none has a prefix but those above 0. */
+export const hex = (value: number): string => (value === 0 ? '0' : `0x${value.toString(16)}`);

@@ -14,7 +14,7 @@ import { QCOW2_REFCOUNT_TABLE_MAX } from '../../../../protocol/qcow2/header.js';
 import { getRefcount, refcountBytes, setRefcount } from '../../../../protocol/qcow2/refcounts.js';
 import { BlockError } from '../../../base/errors.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
-import type { Geometry } from './geometry.js';
+import { type Geometry, hex } from './geometry.js';
 import { EntryTable } from './l1-table.js';
 import type { CachedTable, TableCache } from './table-cache.js';
 
@@ -215,7 +215,7 @@ export class Refcounts {
     const offset = refcountTableOffset(this.#table.high(number), this.#table.low(number));
     if (offset % this.#geometry.clusterSize !== 0) {
       this.#options.corrupt(
-        `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: 0x${number.toString(16)})`,
+        `Refblock offset ${hex(offset)} unaligned (reftable index: ${hex(number)})`,
       );
     }
     return offset;
