@@ -48,7 +48,7 @@ const FEATURES: readonly (readonly [feature: string, file: string, name: string]
   ['option cache-clean-interval', 'unit/block/driver/qcow2/table-cache', 'lets go of what nobody'],
   ['crash-safe order', 'interop/qcow2-power-loss', 'power that is lost'],
   ['kills', 'fault/qcow2-kills', 'a writer that is killed at any instant'],
-  ['snapshots over a loss of power', 'interop/qcow2-snapshot-power-loss', 'can be relied on'],
+  ['snapshots over a loss of power', 'interop/qcow2-snapshot-power-loss', 'with whole snapshots'],
   ['discard frees and punches', 'interop/qcow2-safety', 'gives space back where the node may'],
   ['growth beside a longer backing file', 'interop/qcow2-safety', 'does not let a longer'],
   ['shrinking', 'interop/qcow2-features', 'shrinks'],
