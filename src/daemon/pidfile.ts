@@ -63,6 +63,13 @@ function openLocked(options: PidFileOptions): number {
     const fd = openForWriting(options.path);
     let kept = false;
     try {
+      // What is removed at the end has to be ours: /dev/null is everybody's.
+      if (!fstatSync(fd).isFile()) {
+        throw new BlockError(
+          'DF_INVALID',
+          `cannot create PID file: '${options.path}' is not a regular file`,
+        );
+      }
       if (!options.tryLock(fd)) {
         throw new BlockError('DF_IN_USE', 'cannot create PID file: another process has it locked');
       }

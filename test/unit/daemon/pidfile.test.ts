@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: MIT
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -35,6 +44,13 @@ describe('PID file', () => {
     const file = create(path);
     expect(readFileSync(path, 'utf8')).toBe('4711\n');
     file.remove();
+  });
+
+  it('refuses what is not a regular file, and leaves it alone', () => {
+    const path = join(folder, 'pid');
+    symlinkSync('/dev/null', path);
+    expect(() => create(path)).toThrow(`cannot create PID file: '${path}' is not a regular file`);
+    expect(lstatSync(path).isSymbolicLink()).toBe(true);
   });
 
   it('refuses a file that another owner has locked, and leaves it alone', () => {
