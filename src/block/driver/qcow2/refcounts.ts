@@ -162,6 +162,16 @@ export class Refcounts {
     return last;
   }
 
+  /**
+   * Where a block of counts lies, by its number.
+   * @throws BlockError: the image refers to clusters of which it has no counts
+   */
+  requireBlock(number: number): number {
+    const offset = this.#blockOffset(number);
+    if (offset === 0) throw this.#missing(number * this.#geometry.refcountsPerBlock);
+    return offset;
+  }
+
   /** All counts have been written anew, below another table. */
   useTable(table: EntryTable): void {
     this.#table = table;

@@ -91,7 +91,11 @@ async function touchedBlocks(image: Qcow2Image, plan: TableSwitch): Promise<Set<
   const touched = new Set<number>();
   const touch = ({ first, count }: ClusterRun): void => {
     const last = Math.floor((first + count - 1) / perBlock);
-    for (let number = Math.floor(first / perBlock); number <= last; number++) touched.add(number);
+    for (let number = Math.floor(first / perBlock); number <= last; number++) {
+      if (touched.has(number)) continue;
+      image.refcounts.requireBlock(number);
+      touched.add(number);
+    }
   };
   if (plan.gains) for await (const run of referenced(image, plan.source)) touch(run);
   for (const l1 of plan.released) for await (const run of referenced(image, l1)) touch(run);
@@ -160,7 +164,7 @@ async function stageCounts(
   const { table: old } = refcounts;
   const table = new EntryTable(refcountTable.offset, Buffer.from(old.bytes));
   for (const [number, offset] of blocks) {
-    const from = refcountTableOffset(old.high(number), old.low(number));
+    const from = refcounts.requireBlock(number);
     const bytes = await cache.with(from, (block) => Buffer.from(block.bytes));
     await cache.create(offset, (block) => bytes.copy(block.bytes));
     table.set(number, highWord(offset), lowWord(offset));
