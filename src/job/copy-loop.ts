@@ -203,16 +203,26 @@ export class CopyLoop {
       if (!(pending instanceof Promise)) return this.#take(run, pending);
       const extent = await this.#readStatus(pending);
       if (extent === undefined || this.#heldBy > 0) return undefined;
-      // While we asked, others may have taken the range, or a part of it.
-      const free = this.#clip(run);
-      if (typeof free === 'number') continue;
+      const free = this.#stillFree(run);
+      if (free === undefined) continue;
       if (this.#status?.generation === this.#options.source.generation) {
         return this.#take(free, extent);
       }
-      // The source has changed while we asked: what we heard may be old, but a copy is always right.
+      // The source has changed while we asked: what we heard may be old, but it can be read.
       this.#status = undefined;
       return this.#take(free, { ...extent, flags: STATUS_DATA, length: free.length });
     }
+  }
+
+  /**
+   * What is left of the head of a run after a wait, in which others may have held some of it, or
+   * copied it. What has been copied must not be: a backup's source may have been overwritten since.
+   */
+  #stillFree(run: Operation): Operation | undefined {
+    const free = this.#clip(run);
+    if (typeof free === 'number') return undefined;
+    const { dirty, length } = this.#options.bitmap.status(free.offset, free.length);
+    return dirty ? { offset: free.offset, length } : undefined;
   }
 
   async #readStatus(pending: Promise<ChainExtent>): Promise<ChainExtent | undefined> {

@@ -31,6 +31,8 @@ export class MemoryDriver implements BlockDriver {
   data: Buffer;
   /** Each request waits for this first; undefined: completes at once. */
   delay: (() => Promise<void>) | undefined;
+  /** What is told of a status is found out before this; undefined: told at once. */
+  statusDelay: (() => Promise<void>) | undefined;
   /** Thrown by the next requests of the kind. */
   fail: Partial<Record<'read' | 'write' | 'flush', Error>> = {};
   readonly calls: string[] = [];
@@ -76,12 +78,14 @@ export class MemoryDriver implements BlockDriver {
     });
   }
 
-  blockStatus(offset: number, length: number): Extent {
+  blockStatus(offset: number, length: number): MaybePromise<Extent> {
     const zeroAt = (at: number): boolean => this.data[at] === 0;
     const zero = zeroAt(offset);
     let run = 1;
     while (run < length && zeroAt(offset + run) === zero) run++;
-    return { length: run, flags: STATUS_ALLOCATED | (zero ? STATUS_ZERO : STATUS_DATA) };
+    const flags = STATUS_ALLOCATED | (zero ? STATUS_ZERO : STATUS_DATA);
+    const extent = { length: run, flags };
+    return this.statusDelay === undefined ? extent : this.statusDelay().then(() => extent);
   }
 
   async truncate(size: number): Promise<void> {

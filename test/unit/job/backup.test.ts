@@ -143,6 +143,7 @@ describe('backup', () => {
           };
           disk.delay = delay;
           copy.delay = delay;
+          disk.statusDelay = delay;
           const job = await bench.backup({ speed, requestsMax });
           const writes: (void | Promise<void>)[] = [];
           for (const [offset, wanted, kind] of requests) {
@@ -163,6 +164,24 @@ describe('backup', () => {
       ),
       { numRuns: 40 },
     );
+  });
+
+  it('leaves alone what a write has saved while it asked for the status there', async () => {
+    const bench = await makeBench();
+    const { disk, copy, guest, old } = bench;
+    let asked = 0;
+    disk.statusDelay = async () => {
+      asked++;
+      if (asked > 1) return;
+      await guest.write(CLUSTER + 1, Buffer.alloc(2 * CLUSTER, 0xa5));
+    };
+    const job = await bench.backup();
+    await job.concluded;
+    expect(job.error).toBeUndefined();
+    expect(asked).toBeGreaterThan(0);
+    expect(disk.data[2 * CLUSTER]).toBe(0xa5);
+    expect(copy.data.equals(old)).toBe(true);
+    expect(job.progressCurrent).toBe(SIZE);
   });
 
   it('saves only what is overwritten with sync none, until it is cancelled', async () => {

@@ -57,3 +57,42 @@ it('lets others have their turn while source and target answer at once', async (
   // Two turns of ours may lie in one of the event loop, whose order of immediates is not ours.
   expect(longest).toBeLessThanOrEqual(2 * 512 * KIB);
 });
+
+it('leaves alone what others have copied while it asked for the status', async () => {
+  const bitmap = new DirtyBitmap({ size: SIZE, granularity: 64 * KIB });
+  bitmap.setDirty(0, 256 * KIB);
+  const read: string[] = [];
+  let generation = 0;
+  // As writers do to whom what they overwrite has to be saved: once before the first range, once in it.
+  const cleared = [0, 192 * KIB];
+  const loop = new CopyLoop({
+    bitmap,
+    size: SIZE,
+    source: {
+      read(offset, buffer) {
+        buffer.fill(1);
+        read.push(`${offset / KIB} ${buffer.byteLength / KIB}`);
+      },
+      async blockStatus(_offset, length) {
+        const at = cleared.shift();
+        if (at !== undefined) {
+          bitmap.resetDirty(at, 64 * KIB);
+          generation++;
+        }
+        return { length, flags: STATUS_DATA, depth: 1 };
+      },
+      get generation() {
+        return generation;
+      },
+    },
+    target: { write: () => undefined, writeZeroes: () => undefined },
+    rate: new RateLimit(0, () => performance.now()),
+    chunkLength: 256 * KIB,
+    windowLength: 8 * MIB,
+    unmap: true,
+    copied: () => undefined,
+    failed: () => false,
+  });
+  expect(await loop.run(() => false)).toBe('clean');
+  expect(read).toEqual(['64 128']);
+});
