@@ -251,6 +251,8 @@ export class CopyLoop {
     if (hold === undefined) throw new Error('copy loop: took a range that somebody holds');
     bitmap.resetDirty(run.offset, length);
     const release = this.#options.taken?.(run.offset, length);
+    // Counts from now on: who drains the nodes before the loop gets to the copy waits for it.
+    this.#operations.begin();
     this.#cursor = run.offset + length;
     return { offset: run.offset, length, zero: zero && !mixed, hold, release };
   }
@@ -311,7 +313,6 @@ export class CopyLoop {
   }
 
   #start(picked: Picked): void {
-    this.#operations.begin();
     this.#bytesInFlight += picked.zero ? 0 : picked.length;
     this.#options.rate.spend(picked.zero ? 0 : picked.length);
     const began = performance.now();

@@ -96,3 +96,38 @@ it('leaves alone what others have copied while it asked for the status', async (
   expect(await loop.run(() => false)).toBe('clean');
   expect(read).toEqual(['64 128']);
 });
+
+it('is not idle between the choice of a range and its copy, for who drains the nodes', async () => {
+  const bitmap = new DirtyBitmap({ size: SIZE, granularity: 64 * KIB });
+  bitmap.setDirty(0, 64 * KIB);
+  const events: string[] = [];
+  const drain = (): void => {
+    loop.hold();
+    events.push(loop.whenIdle() === undefined ? 'idle' : 'busy');
+  };
+  const loop = new CopyLoop({
+    bitmap,
+    size: SIZE,
+    source: {
+      read(_offset, buffer) {
+        buffer.fill(1);
+        events.push('read');
+      },
+      blockStatus: (_offset, length) => ({ length, flags: STATUS_DATA, depth: 1 }),
+      generation: 0,
+    },
+    target: { write: () => undefined, writeZeroes: () => undefined },
+    rate: new RateLimit(0, () => performance.now()),
+    chunkLength: 256 * KIB,
+    windowLength: 8 * MIB,
+    unmap: true,
+    taken() {
+      queueMicrotask(drain);
+      return () => undefined;
+    },
+    copied: () => undefined,
+    failed: () => false,
+  });
+  expect(await loop.run(() => false)).toBe('clean');
+  expect(events).toEqual(['busy', 'read']);
+});
