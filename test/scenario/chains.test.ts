@@ -222,7 +222,7 @@ describe('block-stream', () => {
       { flat: true },
     );
     const top = nodes.find((node) => node['node-name'] === 'node-D');
-    expect(top).toMatchObject({ backing_file: 'a.qcow2', backing_file_depth: 1 });
+    expect(top).toMatchObject({ backing_file: 'a.qcow2', backing_file_depth: 0 });
     expect(nodes.some((node) => node['node-name'] === 'cor')).toBe(false);
     await bench.finish('D');
   });

@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs';
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Daemon, startDaemon, waitUntil } from './daemon.js';
+import { FlowImages } from './flow-images.js';
 import {
   type FlowLine,
   type FlowStep,
@@ -88,6 +89,14 @@ class Peer {
     return [...this.#seen.values()].flat();
   }
 
+  /** @throws Error when there are jobs, or events that no step expected */
+  async checkIdle(): Promise<void> {
+    const jobs = (await this.result('query-jobs')) as readonly Json[];
+    if (jobs.length > 0) throw new Error(`jobs are left: ${JSON.stringify(jobs)}`);
+    const events = this.unexpected();
+    if (events.length > 0) throw new Error(`nobody expected ${JSON.stringify(events)}`);
+  }
+
   #lastLines(): string {
     return this.qmp.lines.slice(-8).join('\n');
   }
@@ -107,14 +116,18 @@ class Peer {
   }
 }
 
-async function startPlayer(scope: Scope, player: Player): Promise<Peer> {
+async function startPlayer(scope: Scope, player: Player, cwd: string): Promise<Peer> {
   if (player === 'qemu-system') {
     const dir = await scope.tempDir();
     const path = join(dir, 'qmp.sock');
-    const child = spawnTracked('qemu-system-x86_64', [
-      ...['-machine', 'none', '-accel', 'tcg', '-S', '-nodefaults', '-display', 'none'],
-      ...['-qmp', `unix:${path},server=on,wait=off`],
-    ]);
+    const child = spawnTracked(
+      'qemu-system-x86_64',
+      [
+        ...['-machine', 'none', '-accel', 'tcg', '-S', '-nodefaults', '-display', 'none'],
+        ...['-qmp', `unix:${path},server=on,wait=off`],
+      ],
+      { cwd },
+    );
     const daemon = new Daemon(child, dir, path);
     scope.defer(() => daemon.stop());
     // Its socket is there before it listens.
@@ -132,7 +145,7 @@ async function startPlayer(scope: Scope, player: Player): Promise<Peer> {
     return new Peer(daemon, qmp);
   }
   const command = player === 'diskferryd' ? {} : { command: [player] };
-  const daemon = await startDaemon(scope, [], command);
+  const daemon = await startDaemon(scope, [], { cwd, ...command });
   return new Peer(daemon, await daemon.qmp(scope));
 }
 
@@ -140,18 +153,21 @@ async function startPlayer(scope: Scope, player: Player): Promise<Peer> {
 export class FlowReplay {
   readonly #peers = new Map<Side, Peer>();
   readonly #servers = new Map<string, ChildProcess>();
+  readonly #images: FlowImages;
   #reply: { readonly of: string; readonly message: JsonObject } | undefined;
 
   private constructor(
     readonly scope: Scope,
     readonly dir: string,
-  ) {}
+  ) {
+    this.#images = new FlowImages(dir);
+  }
 
   static async start(scope: Scope, players: Readonly<Partial<Record<Side, Player>>>) {
     const replay = new FlowReplay(scope, await scope.tempDir());
     for (const side of ['src', 'dst'] as const) {
       const player = players[side];
-      if (player) replay.#peers.set(side, await startPlayer(scope, player));
+      if (player) replay.#peers.set(side, await startPlayer(scope, player, replay.dir));
     }
     return replay;
   }
@@ -294,9 +310,80 @@ export class FlowReplay {
       case 'left': // SIDE NODES: may be there at the end
         for (const name of words.slice(1)) this.#peer(first).nodes.add(name);
         return;
+      case 'end': // SIDE: asks the daemon to end, which has no job then
+        return this.#end(first);
+      default:
+        return this.#imageVerb(verb, words);
+    }
+  }
+
+  async #imageVerb(verb: string, words: readonly string[]): Promise<void> {
+    const [first = '', second = ''] = words;
+    switch (verb) {
+      case 'chain': // SIDE LAST: a.qcow2 up to LAST, with a guest on top
+        return this.#addChain(first, second);
+      case 'qcow2': // SIDE NODE: NODE.qcow2, empty
+        return this.#addQcow2(first, second);
+      case 'broken': // SIDE NODE EVENT=ERRNO: an empty raw disk, at which blkdebug has this event fail
+        return this.#addBroken(first, second, words[2] ?? '');
+      case 'img': // WORDS: what qemu-img is told
+        return void (await this.#images.tool('qemu-img', words));
+      case 'paint': // FILE BYTE OFFSET LENGTH: what a raw image has to hold then
+        return this.#images.paint(first, words.slice(1));
+      case 'compare': // FILE FILE: qemu-img finds them identical
+        return this.#images.compare(first, second);
+      case 'backing': // FILES: the chain that qemu-img sees, from the top
+        return this.#images.backing(words);
       default:
         throw new Error('no such verb');
     }
+  }
+
+  async #addChain(side: string, last: string): Promise<void> {
+    const peer = this.#peer(side);
+    const open = async (): Promise<void> => {
+      const file = { driver: 'file', 'node-name': 'file', filename: 'a.qcow2' };
+      await peer.result('blockdev-add', { driver: 'qcow2', 'node-name': 'node-A', file });
+      await this.#addGuest(side, 'node-A');
+    };
+    const snapshot = async (from: string, to: string): Promise<void> => {
+      await peer.result('blockdev-snapshot-sync', {
+        ...{ 'node-name': `node-${from}`, 'snapshot-node-name': `node-${to}`, format: 'qcow2' },
+        'snapshot-file': `${to.toLowerCase()}.qcow2`,
+      });
+    };
+    const io = (command: string): Promise<void> => this.#guestIo(side, [command]);
+    await this.#images.chain({ open, snapshot, io }, last);
+  }
+
+  async #addQcow2(side: string, node: string): Promise<void> {
+    const peer = this.#peer(side);
+    const [filename, file] = [`${node}.qcow2`, `${node}-file`];
+    await this.#images.tool('qemu-img', ['create', '-q', '-f', 'qcow2', filename, `${DISK_BYTES}`]);
+    await peer.result('blockdev-add', { driver: 'file', 'node-name': file, filename });
+    await peer.result('blockdev-add', { driver: 'qcow2', 'node-name': node, file });
+    peer.nodes.add(node).add(file);
+  }
+
+  async #addBroken(side: string, node: string, rule: string): Promise<void> {
+    const peer = this.#peer(side);
+    const filename = `${node}.raw`;
+    await this.#images.tool('qemu-img', ['create', '-q', '-f', 'raw', filename, `${DISK_BYTES}`]);
+    const [event, errno] = rule.split('=');
+    const file = {
+      ...{ driver: 'blkdebug', image: { driver: 'file', filename } },
+      'inject-error': [{ event, errno: Number(errno) }],
+    };
+    await peer.result('blockdev-add', { driver: 'raw', 'node-name': node, file });
+  }
+
+  async #end(side: string): Promise<void> {
+    const peer = this.#peer(side);
+    await peer.checkIdle();
+    await peer.result('quit');
+    const { code } = await peer.daemon.exited;
+    if (code !== 0) throw new Error(`the daemon ended with ${code}: ${peer.daemon.log}`);
+    this.#peers.delete(side as Side);
   }
 
   async #addDisk(disk: { side: string; prefix: string; file: string; stale: boolean }) {
@@ -376,12 +463,10 @@ export class FlowReplay {
   }
 
   async #checkNothingLeft(side: Side, peer: Peer): Promise<void> {
-    const events = peer.unexpected();
-    if (events.length > 0) throw new Error(`${side}: nobody expected ${JSON.stringify(events)}`);
+    await peer.checkIdle();
     const names = async (command: string, key: string): Promise<string[]> =>
       ((await peer.result(command)) as JsonObject[]).map((item) => String(item[key]));
     const left = [
-      ...(await names('query-jobs', 'id')),
       ...(await names('query-block-exports', 'id')).filter((id) => !peer.exports.has(id)),
       ...(await names('query-named-block-nodes', 'node-name')).filter((n) => !peer.nodes.has(n)),
     ];

@@ -36,7 +36,7 @@ export async function describeNode(
     ro: node.readOnly,
     drv: node.driver.name,
     ...(backing !== undefined ? { backing_file: backing.driver.filename } : {}),
-    backing_file_depth: backingDepth(node),
+    backing_file_depth: options.flat ? 0 : backingDepth(node),
     encrypted: node.driver.encrypted === true,
     detect_zeroes: node.options.detectZeroes,
     ...NO_THROTTLE,

@@ -3,52 +3,6 @@
  * The dialogues of storage managers, replayed: this daemon against itself, with QEMU at either end,
  * and QEMU alone, which shows that the dialogue is what QEMU does.
  */
-import { readdirSync, readFileSync } from 'node:fs';
-import { describe, it } from 'vitest';
-import { FlowReplay, type Player } from '../../support/flow-replay.js';
-import { type FlowLine, parseFlow } from '../../support/flow-text.js';
-import { testScope } from '../../support/temp.js';
+import { describeFlows } from '../../suite/flows.suite.js';
 
-const FOLDER = new URL('.', import.meta.url);
-const OURS = 'diskferryd';
-const QEMU = 'qemu-storage-daemon';
-
-const TIMEOUT_MS = 60_000;
-
-interface Cast {
-  readonly src: Player;
-  readonly dst?: Player;
-}
-
-/** Every pairing, or what the line `% only SRC [DST]` says. */
-function castsOf(lines: readonly FlowLine[]): Cast[] {
-  const steps = lines.map(({ step }) => step);
-  const chosen = steps.flatMap((step) =>
-    step.kind === 'verb' && step.verb === 'only' ? [step.words as readonly Player[]] : [],
-  );
-  const casts = chosen.map(([src = OURS, dst]) => ({ src, ...(dst ? { dst } : {}) }));
-  if (casts.length > 0) return casts;
-  const two = steps.some((step) => 'side' in step && step.side === 'dst');
-  if (!two) return [{ src: OURS }, { src: QEMU }];
-  return [
-    { src: OURS, dst: OURS },
-    { src: OURS, dst: QEMU },
-    { src: QEMU, dst: OURS },
-    { src: QEMU, dst: QEMU },
-  ];
-}
-
-const flows = readdirSync(FOLDER).filter((name) => name.endsWith('.flow'));
-
-describe.each(flows)('%s', (name) => {
-  const lines = parseFlow(readFileSync(new URL(name, FOLDER), 'utf8'));
-  const casts = castsOf(lines).map((cast) => ({ cast, players: Object.values(cast).join(', ') }));
-  it.each(casts)(
-    'goes on as written: $players',
-    async ({ cast }) => {
-      const replay = await FlowReplay.start(testScope(), cast);
-      await replay.play(lines);
-    },
-    TIMEOUT_MS,
-  );
-});
+describeFlows(new URL('.', import.meta.url));
