@@ -61,7 +61,7 @@ describe('qcow2 in the daemon', () => {
     const nodes = (await qmp.execute('query-named-block-nodes')) as Record<string, unknown>[];
     expect(nodes.find((node) => node['node-name'] === 'disk')).toMatchObject({
       drv: 'qcow2',
-      backing_file_depth: 0,
+      backing_file_depth: 1,
       backing_file: base,
       image: {
         format: 'qcow2',
