@@ -2,7 +2,8 @@
 /** A test for each dialogue of a folder, and each pair of programs that may play it. */
 import { readdirSync, readFileSync } from 'node:fs';
 import { describe, it } from 'vitest';
-import { FlowReplay, type Player } from '../support/flow-replay.js';
+import type { Player } from '../support/flow-peer.js';
+import { FlowReplay } from '../support/flow-replay.js';
 import { type FlowLine, parseFlow } from '../support/flow-text.js';
 import { testScope } from '../support/temp.js';
 

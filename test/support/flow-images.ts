@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** What dialogues do with images: QEMU's tools make and judge them, in the folder of the dialogue. */
-import { readFile, writeFile } from 'node:fs/promises';
+import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { KIB, MIB } from './images.js';
 import { type PeerResult, runPeer, runPeerJson } from './peers.js';
@@ -54,6 +54,22 @@ export class FlowImages {
     const content = await readFile(path);
     content.fill(Number(byte), sizeOf(offset), sizeOf(offset) + sizeOf(length));
     await writeFile(path, content);
+  }
+
+  /** Writes bytes over a file. */
+  async poke(file: string, offset: number, bytes: Uint8Array): Promise<void> {
+    const handle = await open(join(this.dir, file), 'r+');
+    try {
+      await handle.write(bytes, 0, bytes.byteLength, offset);
+    } finally {
+      await handle.close();
+    }
+  }
+
+  /** @throws Error when the image is not marked corrupt */
+  async corrupt(file: string): Promise<void> {
+    const { stdout } = await this.tool('qemu-img', ['info', '-f', 'qcow2', file]);
+    if (!stdout.includes('corrupt: true')) throw new Error(stdout);
   }
 
   /** @throws Error when qemu-img finds a difference */

@@ -167,6 +167,7 @@ export const ROWS: Readonly<Record<string, Row>> = {
     `${GUIDE}block-stream-case-1.flow`,
     `${GUIDE}block-stream-case-2.flow`,
     `${GUIDE}block-stream-case-3.flow`,
+    `${GUIDE}block-stream-restarted.flow`,
   ),
   '3.2': row(
     'block-commit',
@@ -330,6 +331,7 @@ export const ROWS: Readonly<Record<string, Row>> = {
   ),
   '8.4': row(
     'events of trouble, and the write threshold',
+    `${OLDER}image-corrupted.flow`,
     `${FLOWS}resize-threshold.flow`,
     'interop/qcow2-safety.test.ts: make an image corrupt, and mark it so',
   ),
