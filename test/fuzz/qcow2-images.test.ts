@@ -27,7 +27,7 @@ import {
 import { testScope } from '../support/temp.js';
 import { READER, RESIZER, type UsedNode } from '../unit/block/driver/test-graph.js';
 
-const MUTANTS = Number(process.env.QCOW2_MUTANTS ?? 250);
+const MUTANTS = Number(process.env.QCOW2_MUTANTS ?? 100);
 const SEED = Number(process.env.QCOW2_MUTANT_SEED ?? 1);
 /** One of so many is judged by qemu-img too. */
 const JUDGED = 4;
