@@ -208,7 +208,7 @@ async function zeroInPieces(
     await zeroPiece(node, at, piece, passed);
     at += piece;
   }
-  if (offset + length > last && last >= first && last > offset) {
+  if (offset + length > last) {
     await writeZeroBuffers(node, last, offset + length - last, passed);
   }
   if ((flags & REQ_FUA) !== 0 && !driver.features.fua) await flush(node);

@@ -260,6 +260,23 @@ describe('any mix of requests', () => {
     );
   });
 
+  it('zeroes less than a block, wherever in the block it starts', async () => {
+    for (const [offset, length] of [
+      [4096, 1],
+      [4096, 4095],
+      [5000, 10],
+      [8191, 1],
+      [4095, 2],
+    ] as const) {
+      const { node, driver } = await makeNode({ requestAlignment: 4096 });
+      const model = Buffer.alloc(SIZE, 0x5a);
+      await node.write(0, model);
+      await node.writeZeroes(offset, length);
+      model.fill(0, offset, offset + length);
+      expect(driver.data.equals(model), `${length} bytes at ${offset}`).toBe(true);
+    }
+  });
+
   it('keeps neighbours apart when unaligned writes are in flight together', async () => {
     const { node, driver } = await makeNode({ requestAlignment: 4096 });
     driver.delay = () => new Promise((resolve) => setImmediate(resolve));
