@@ -11,6 +11,7 @@ import {
   BlockPermission,
 } from './blkdebug.js';
 import { OnOffAuto } from './common.js';
+import { QCryptoBlockOptionsLUKS, QCryptoBlockOptionsQCow } from './crypto.js';
 import {
   alternate,
   array,
@@ -279,6 +280,21 @@ export const Qcow2OverlapChecks = alternate('Qcow2OverlapChecks', {
   branches: { flags: Qcow2OverlapCheckFlags, mode: Qcow2OverlapCheckMode },
 });
 
+export const BlockdevQcow2EncryptionFormat = enumeration('BlockdevQcow2EncryptionFormat', {
+  doc: 'How an image may be encrypted.',
+  values: {
+    aes: 'as very old images are: the passphrase itself is the key. It protects little',
+    luks: 'by LUKS',
+  },
+});
+
+export const BlockdevQcow2Encryption = union('BlockdevQcow2Encryption', {
+  doc: 'The key of an encrypted image.',
+  members: { format: required(BlockdevQcow2EncryptionFormat, 'how the image is encrypted') },
+  discriminator: 'format',
+  branches: { aes: QCryptoBlockOptionsQCow, luks: QCryptoBlockOptionsLUKS },
+});
+
 export const BlockdevOptionsQcow2 = struct('BlockdevOptionsQcow2', {
   doc: 'An image in the qcow2 format.',
   base: BlockdevOptionsGenericCOWFormat,
@@ -324,6 +340,7 @@ export const BlockdevOptionsQcow2 = struct('BlockdevOptionsQcow2', {
       'time after which tables that nobody used are let go, seconds; 0: never',
       { default: '600' },
     ),
+    encrypt: optional(BlockdevQcow2Encryption, 'the key; needed for an encrypted image'),
     'data-file': optional(BlockdevRef, 'the node that holds the data of the guest', {
       default: 'the file that the image names',
     }),

@@ -2,12 +2,7 @@
 /** Making images. @see QEMU's qapi/block-core.json, BlockdevCreateOptions */
 import { BlockdevDriver, BlockdevRef } from './block-core-options.js';
 import { Qcow2CompressionType } from './block-nodes-info.js';
-import {
-  QCryptoCipherAlgorithm,
-  QCryptoCipherMode,
-  QCryptoHashAlgorithm,
-  QCryptoIVGenAlgorithm,
-} from './crypto.js';
+import { QCryptoBlockCreateOptions, QCryptoBlockCreateOptionsLUKS } from './crypto.js';
 import {
   bool,
   defineCommand,
@@ -42,36 +37,6 @@ export const BlockdevCreateOptionsFile = struct('BlockdevCreateOptionsFile', {
   },
 });
 
-export const QCryptoBlockOptionsLUKS = struct('QCryptoBlockOptionsLUKS', {
-  doc: 'What every use of an encrypted disk needs.',
-  members: {
-    'key-secret': optional(str, 'id of the secret object that has the passphrase; needed'),
-  },
-});
-
-export const QCryptoBlockCreateOptionsLUKS = struct('QCryptoBlockCreateOptionsLUKS', {
-  doc: 'How a disk is to be encrypted.',
-  base: QCryptoBlockOptionsLUKS,
-  members: {
-    'cipher-alg': optional(QCryptoCipherAlgorithm, 'the cipher; aes-192 not with cbc', {
-      default: 'aes-256',
-    }),
-    'cipher-mode': optional(QCryptoCipherMode, 'its mode', { default: 'xts' }),
-    'ivgen-alg': optional(QCryptoIVGenAlgorithm, 'where initialization vectors come from', {
-      default: 'plain64',
-    }),
-    'ivgen-hash-alg': optional(QCryptoHashAlgorithm, 'the hash for them, with essiv', {
-      default: 'sha256',
-    }),
-    'hash-alg': optional(QCryptoHashAlgorithm, 'the hash for the derivation of keys', {
-      default: 'sha256',
-    }),
-    'iter-time': optional(int, 'how long unlocking is to take on this machine, milliseconds', {
-      default: '2000',
-    }),
-  },
-});
-
 export const BlockdevCreateOptionsLUKS = struct('BlockdevCreateOptionsLUKS', {
   doc: 'An encrypted disk. Its content is arbitrary until it is written.',
   base: QCryptoBlockCreateOptionsLUKS,
@@ -102,6 +67,9 @@ export const BlockdevCreateOptionsQcow2 = struct('BlockdevCreateOptionsQcow2', {
     version: optional(BlockdevQcow2Version, 'version of the format', { default: 'v3' }),
     'backing-file': optional(str, 'its backing file, as it is to stand in the image'),
     'backing-fmt': optional(BlockdevDriver, 'the format of the backing file'),
+    encrypt: optional(QCryptoBlockCreateOptions, 'how its data is encrypted', {
+      default: 'it is not',
+    }),
     'cluster-size': optional(size, 'bytes allocated together, a power of two from 512 to 2 MiB', {
       default: '64 KiB',
     }),

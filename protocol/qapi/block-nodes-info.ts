@@ -2,7 +2,11 @@
 /** What queries tell of nodes and their statistics. @see QEMU's qapi/block-core.json */
 import { BlockDirtyInfo } from './bitmaps.js';
 import { BlockPermission } from './blkdebug.js';
-import { BlockdevDetectZeroesOptions, BlockdevDriver } from './block-core-options.js';
+import {
+  BlockdevDetectZeroesOptions,
+  BlockdevDriver,
+  BlockdevQcow2EncryptionFormat,
+} from './block-core-options.js';
 import { QCryptoBlockInfoLUKS } from './crypto.js';
 import {
   array,
@@ -43,6 +47,13 @@ export const Qcow2BitmapInfo = struct('Qcow2BitmapInfo', {
   },
 });
 
+export const ImageInfoSpecificQCow2Encryption = union('ImageInfoSpecificQCow2Encryption', {
+  doc: 'How an image is encrypted.',
+  members: { format: required(BlockdevQcow2EncryptionFormat, 'the kind of encryption') },
+  discriminator: 'format',
+  branches: { luks: QCryptoBlockInfoLUKS },
+});
+
 export const ImageInfoSpecificQCow2 = struct('ImageInfoSpecificQCow2', {
   doc: 'What only qcow2 images have.',
   members: {
@@ -53,6 +64,7 @@ export const ImageInfoSpecificQCow2 = struct('ImageInfoSpecificQCow2', {
     'lazy-refcounts': optional(bool, 'counts of clusters may be put off'),
     corrupt: optional(bool, 'the image is marked as corrupt'),
     'refcount-bits': required(int, 'width of the counts of clusters, bits'),
+    encrypt: optional(ImageInfoSpecificQCow2Encryption, 'how it is encrypted; absent: not at all'),
     bitmaps: optional(array(Qcow2BitmapInfo), 'its bitmaps, as they are stored'),
     'compression-type': required(Qcow2CompressionType, 'how compressed clusters are compressed'),
   },

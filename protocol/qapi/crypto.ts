@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Encryption of images: what exists here of QEMU's kinds. @see QEMU's qapi/crypto.json */
-import { array, bool, enumeration, int, optional, required, str, struct } from './define.js';
+import { array, bool, enumeration, int, optional, required, str, struct, union } from './define.js';
 
 export const QCryptoCipherAlgorithm = enumeration('QCryptoCipherAlgorithm', {
   doc: 'Ciphers.',
@@ -61,4 +61,56 @@ export const QCryptoBlockInfoLUKS = struct('QCryptoBlockInfoLUKS', {
     uuid: required(str, 'its UUID'),
     slots: required(array(QCryptoBlockInfoLUKSSlot), 'the key slots'),
   },
+});
+
+export const QCryptoBlockOptionsLUKS = struct('QCryptoBlockOptionsLUKS', {
+  doc: 'What every use of an encrypted disk needs.',
+  members: {
+    'key-secret': optional(str, 'id of the secret object that has the passphrase; needed'),
+  },
+});
+
+export const QCryptoBlockOptionsQCow = struct('QCryptoBlockOptionsQCow', {
+  doc: 'What every use of a disk needs that is encrypted as very old images are.',
+  members: {
+    'key-secret': optional(str, 'id of the secret object that has the passphrase; needed'),
+  },
+});
+
+export const QCryptoBlockCreateOptionsLUKS = struct('QCryptoBlockCreateOptionsLUKS', {
+  doc: 'How a disk is to be encrypted.',
+  base: QCryptoBlockOptionsLUKS,
+  members: {
+    'cipher-alg': optional(QCryptoCipherAlgorithm, 'the cipher; aes-192 not with cbc', {
+      default: 'aes-256',
+    }),
+    'cipher-mode': optional(QCryptoCipherMode, 'its mode', { default: 'xts' }),
+    'ivgen-alg': optional(QCryptoIVGenAlgorithm, 'where initialization vectors come from', {
+      default: 'plain64',
+    }),
+    'ivgen-hash-alg': optional(QCryptoHashAlgorithm, 'the hash for them, with essiv', {
+      default: 'sha256',
+    }),
+    'hash-alg': optional(QCryptoHashAlgorithm, 'the hash for the derivation of keys', {
+      default: 'sha256',
+    }),
+    'iter-time': optional(int, 'how long unlocking is to take on this machine, milliseconds', {
+      default: '2000',
+    }),
+  },
+});
+
+export const QCryptoBlockFormat = enumeration('QCryptoBlockFormat', {
+  doc: 'Kinds of encryption.',
+  values: {
+    qcow: 'that of very old images, called aes elsewhere: the passphrase itself is the key',
+    luks: 'LUKS',
+  },
+});
+
+export const QCryptoBlockCreateOptions = union('QCryptoBlockCreateOptions', {
+  doc: 'How the data of an image is to be encrypted.',
+  members: { format: required(QCryptoBlockFormat, 'the kind of encryption') },
+  discriminator: 'format',
+  branches: { qcow: QCryptoBlockOptionsQCow, luks: QCryptoBlockCreateOptionsLUKS },
 });

@@ -37,6 +37,29 @@ export function decodeExtensions(area: Uint8Array): HeaderExtension[] {
   return found;
 }
 
+/** Bytes of the extension that tells where the LUKS header is. */
+const CRYPTO_HEADER_LENGTH = 16;
+
+/** Place of the LUKS header in the image file, bytes. @param data CRYPTO_HEADER_LENGTH bytes */
+export function decodeCryptoHeader(data: Uint8Array): { offset: bigint; length: bigint } {
+  const view = new DataView(data.buffer, data.byteOffset, CRYPTO_HEADER_LENGTH);
+  return { offset: view.getBigUint64(0), length: view.getBigUint64(8) };
+}
+
+export function encodeCryptoHeader({
+  offset,
+  length,
+}: {
+  readonly offset: bigint;
+  readonly length: bigint;
+}): Uint8Array {
+  const data = new Uint8Array(CRYPTO_HEADER_LENGTH);
+  const view = new DataView(data.buffer);
+  view.setBigUint64(0, offset);
+  view.setBigUint64(8, length);
+  return data;
+}
+
 /** Bytes that the extensions take with their end mark. */
 export function extensionsLength(extensions: readonly HeaderExtension[]): number {
   return extensions.reduce(

@@ -140,6 +140,8 @@ export interface BlockDriver {
   readonly readOnly?: boolean;
   /** True for an image whose data is encrypted. */
   readonly encrypted?: boolean;
+  /** True where what nobody has written reads as arbitrary bytes, in a new image too. */
+  readonly newIsArbitrary?: boolean;
 
   /**
    * Reads exactly `buffer.byteLength` bytes at `offset`; aligned and in range. Bytes past the
@@ -455,6 +457,8 @@ export interface OpenContext {
   bitmapsLost(error: unknown): void;
   /** Aborts when the opener gave up (deadline, cancelled command). */
   readonly signal: AbortSignal;
+  /** Only what the image says of itself is wanted, not its data: no key is needed for that. */
+  readonly metadataOnly?: boolean;
   /** To be called when the medium turns out to contradict itself. */
   imageCorrupted(corruption: ImageCorruption): void;
 }

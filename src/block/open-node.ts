@@ -26,6 +26,8 @@ export interface OpenOptions {
   readonly inherited?: InheritedOptions;
   /** The monitor owns the node: it stays without parents. */
   readonly monitorOwned?: boolean;
+  /** Only what the images say of themselves is wanted: they open without their keys, and can't be read. */
+  readonly metadataOnly?: boolean;
   /** Nodes above that are being opened for this one's sake: a chain of images that loops ends there. */
   readonly depth?: number;
 }
@@ -81,7 +83,7 @@ async function openChildren(
     }
   }
   if (definition.impliedChildren === undefined) return;
-  const context = openContext(node, options.signal ?? new AbortController().signal);
+  const context = contextFor(node, options);
   const implied = await definition.impliedChildren(given, context, (filename) =>
     filenameOptions(graph.drivers, filename),
   );
@@ -148,7 +150,7 @@ async function openDriver(
   definition: DriverDefinition,
   options: OpenOptions,
 ): Promise<void> {
-  const context = openContext(node, options.signal ?? new AbortController().signal);
+  const context = contextFor(node, options);
   const driver = await definition.open(driverOptions(definition, node.options), context);
   await graph.exclusive(async () => {
     node.start(driver);
@@ -164,6 +166,11 @@ async function openDriver(
     node.monitorOwned = options.monitorOwned === true;
     graph.insert(node);
   });
+}
+
+function contextFor(node: BlockNode, options: OpenOptions): OpenContext {
+  const context = openContext(node, options.signal ?? new AbortController().signal);
+  return options.metadataOnly === true ? { ...context, metadataOnly: true } : context;
 }
 
 /** The driver's own options: what was given, children and base options left in place by name. */

@@ -64,8 +64,8 @@ export async function openTargetImage(
     await graph.detach(guard);
   }
   const node = await openMade(graph, protocol, options);
-  // A new encrypted image reads as anything but zeroes.
-  return { node, fresh: isFile(graph, protocol) && node.driver.encrypted !== true };
+  // A new LUKS image reads as anything but zeroes.
+  return { node, fresh: isFile(graph, protocol) && node.driver.newIsArbitrary !== true };
 }
 
 /** A protocol that makes images starts with an empty one; others have what they have. */

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** A volume as queries show it; nothing secret is in it. @see qapi QCryptoBlockInfoLUKS */
 import { LUKS_SECTOR_SIZE, LUKS_SLOT_ENABLED } from '../../../protocol/luks/header.js';
-import type { LuksVolume } from './luks-volume.js';
+import type { LuksDescription } from './luks-volume.js';
 
 /** Fields in wire spelling. */
-export function describeLuks({ header, spec, payloadOffset }: LuksVolume) {
+export function describeLuks({ header, spec, payloadOffset }: LuksDescription) {
   return {
     'cipher-alg': spec.algorithm,
     'cipher-mode': spec.mode,

@@ -36,12 +36,16 @@ import type { MaybePromise } from '../../base/maybe-promise.js';
 import { deriveKey, iterationsPerSecond, mergeKey, splitKey } from './key-derivation.js';
 import { SectorCipher } from './sector-cipher.js';
 
-/** An unlocked volume. */
-export interface LuksVolume {
+/** What a header says. */
+export interface LuksDescription {
   readonly header: LuksHeader;
   readonly spec: LuksCipher;
   /** Where the payload starts, bytes; its first sector has the number 0. */
   readonly payloadOffset: number;
+}
+
+/** An unlocked volume. */
+export interface LuksVolume extends LuksDescription {
   readonly cipher: SectorCipher;
 }
 
@@ -76,7 +80,22 @@ export async function openLuks(options: LuksOpenOptions): Promise<LuksVolume> {
   throw new BlockError('DF_INVALID', 'Invalid password, cannot unlock any keyslot');
 }
 
-async function readHeader({ read, size }: LuksOpenOptions): Promise<LuksHeader> {
+/**
+ * Reads the header, without a key.
+ * @throws BlockError as `openLuks`
+ */
+export async function inspectLuks(
+  options: Pick<LuksOpenOptions, 'read' | 'size'>,
+): Promise<LuksDescription> {
+  const header = await readHeader(options);
+  const payloadOffset = header.payloadOffsetSector * LUKS_SECTOR_SIZE;
+  return { header, spec: cipherOf(header), payloadOffset };
+}
+
+async function readHeader({
+  read,
+  size,
+}: Pick<LuksOpenOptions, 'read' | 'size'>): Promise<LuksHeader> {
   const bytes = Buffer.alloc(LUKS_HEADER_SIZE);
   if (size >= LUKS_HEADER_SIZE) await read(0, bytes);
   if (!hasLuksMagic(bytes)) throw new BlockError('DF_INVALID', 'Volume is not in LUKS format');

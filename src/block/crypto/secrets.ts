@@ -100,6 +100,15 @@ export class Secrets {
     return bytes;
   }
 
+  /**
+   * The passphrase that an option names.
+   * @throws BlockError DF_INVALID, naming the option, when it names none; as `passphrase`
+   */
+  required(id: string | undefined, option: string): Buffer {
+    if (id !== undefined) return this.passphrase(id);
+    throw new BlockError('DF_INVALID', `Parameter '${option}' is required for cipher`);
+  }
+
   async #load(properties: SecretProperties): Promise<Buffer> {
     const { format = 'raw', keyid } = properties;
     const given = await readGiven(properties);

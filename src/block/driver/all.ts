@@ -18,7 +18,7 @@ import { fileDriver, hostDeviceDriver } from './file/driver.js';
 import { createLuksDriver } from './luks.js';
 import { nbdDefinition } from './nbd.js';
 import { nullAioDriver, nullCoDriver } from './null.js';
-import { qcow2Driver } from './qcow2/driver.js';
+import { createQcow2Driver } from './qcow2/driver.js';
 import { rawDriver } from './raw.js';
 
 /**
@@ -30,7 +30,7 @@ export function registerDrivers(graph: BlockGraph, groups: ThrottleGroups, secre
   drivers.register(fileDriver);
   drivers.register(hostDeviceDriver);
   drivers.register(rawDriver);
-  drivers.register(qcow2Driver);
+  drivers.register(createQcow2Driver(secrets));
   drivers.register(nullCoDriver);
   drivers.register(nullAioDriver);
   drivers.register(nbdDefinition);

@@ -20,13 +20,15 @@ import {
 import { describeLuks } from '../crypto/describe-luks.js';
 import {
   formatLuks,
+  inspectLuks,
+  type LuksDescription,
   type LuksFormatOptions,
   type LuksVolume,
   luksPayloadOffset,
   openLuks,
 } from '../crypto/luks-volume.js';
 import type { Secrets } from '../crypto/secrets.js';
-import { CRYPTO_SECTOR_SIZE } from '../crypto/sector-cipher.js';
+import { CRYPTO_SECTOR_SIZE, type SectorCipher } from '../crypto/sector-cipher.js';
 import type { ChildEdge } from '../edge.js';
 import { jsonFilename } from '../filter/pass-through.js';
 
@@ -45,11 +47,17 @@ const TRANSFER_MAX = 1 * MIB;
 class LuksDriver implements BlockDriver {
   readonly name = 'luks';
   readonly encrypted = true;
+  readonly newIsArbitrary = true;
   readonly #file: ChildEdge;
-  readonly #keySecret: string;
-  readonly #volume: LuksVolume;
+  readonly #keySecret: string | undefined;
+  readonly #volume: LuksDescription & Partial<LuksVolume>;
 
-  constructor(file: ChildEdge, keySecret: string, volume: LuksVolume) {
+  /** @param volume without its cipher where only what the header says is wanted */
+  constructor(
+    file: ChildEdge,
+    keySecret: string | undefined,
+    volume: LuksDescription & Partial<LuksVolume>,
+  ) {
     this.#file = file;
     this.#keySecret = keySecret;
     this.#volume = volume;
@@ -75,6 +83,7 @@ class LuksDriver implements BlockDriver {
   }
 
   get filename(): string {
+    if (this.#keySecret === undefined) return this.#file.node.driver.filename;
     return jsonFilename('luks', { file: this.#file }, { 'key-secret': this.#keySecret });
   }
 
@@ -85,14 +94,21 @@ class LuksDriver implements BlockDriver {
     return this.#decrypt(offset, buffer);
   }
 
+  /** @throws BlockError DF_ACCESS when the image was opened without its key */
+  get #cipher(): SectorCipher {
+    const { cipher } = this.#volume;
+    if (cipher !== undefined) return cipher;
+    throw new BlockError('DF_ACCESS', 'The image is encrypted and was opened without its key');
+  }
+
   #decrypt(offset: number, buffer: Buffer): MaybePromise<void> {
-    this.#volume.cipher.decrypt(offset / CRYPTO_SECTOR_SIZE, buffer, buffer);
+    this.#cipher.decrypt(offset / CRYPTO_SECTOR_SIZE, buffer, buffer);
     if (buffer.byteLength >= CRYPTO_TURN_LENGTH) return nextTurn();
   }
 
   write(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {
     const sealed = Buffer.allocUnsafe(buffer.byteLength);
-    this.#volume.cipher.encrypt(offset / CRYPTO_SECTOR_SIZE, buffer, sealed);
+    this.#cipher.encrypt(offset / CRYPTO_SECTOR_SIZE, buffer, sealed);
     const pending = this.#file.write(this.#volume.payloadOffset + offset, sealed, flags);
     if (isPromise(pending) || buffer.byteLength < CRYPTO_TURN_LENGTH) return pending;
     return nextTurn();
@@ -126,20 +142,20 @@ async function openDriver(
   context: OpenContext,
 ): Promise<LuksDriver> {
   const file = context.child('file');
-  const passphrase = passphraseOf(secrets, keySecret);
-  const volume = await openLuks({
-    passphrase,
-    read: (offset, buffer) => file.read(offset, buffer),
+  const place = {
+    read: (offset: number, buffer: Buffer) => file.read(offset, buffer),
     size: file.size,
-    signal: context.signal,
-  });
-  return new LuksDriver(file, keySecret ?? '', volume);
-}
-
-/** @throws BlockError DF_INVALID, DF_NOT_FOUND */
-function passphraseOf(secrets: Secrets, id: string | undefined): Buffer {
-  if (id !== undefined) return secrets.passphrase(id);
-  throw new BlockError('DF_INVALID', "Parameter 'key-secret' is required for cipher");
+  };
+  if (context.metadataOnly === true && keySecret === undefined) {
+    return new LuksDriver(file, undefined, await inspectLuks(place));
+  }
+  const passphrase = secrets.required(keySecret, 'key-secret');
+  try {
+    const volume = await openLuks({ ...place, passphrase, signal: context.signal });
+    return new LuksDriver(file, keySecret, volume);
+  } finally {
+    passphrase.fill(0);
+  }
 }
 
 /** The members of BlockdevCreateOptionsLUKS. */
@@ -160,7 +176,7 @@ function createOptions(secrets: Secrets, options: CreateMembers): LuksCreateOpti
   return {
     size,
     preallocation,
-    passphrase: passphraseOf(secrets, options['key-secret']),
+    passphrase: secrets.required(options['key-secret'], 'key-secret'),
     algorithm: options['cipher-alg'],
     mode: options['cipher-mode'],
     ivGenerator: options['ivgen-alg'],

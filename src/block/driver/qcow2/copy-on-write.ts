@@ -3,6 +3,7 @@
 import { alignDown, alignUp } from '../../../base/byte-range.js';
 import { QCOW2_JOINED_WRITE_MAX } from '../../../base/limits.js';
 import { RUN_DATA, RUN_UNALLOCATED, RUN_ZERO, Run } from './cluster-map.js';
+import { writeData } from './guest-cipher.js';
 import type { Qcow2Image } from './image.js';
 import { readGuest } from './read.js';
 
@@ -45,7 +46,9 @@ async function writeUnits(
   offset: number,
   buffer: Buffer,
 ): Promise<void> {
-  const { start, host, unit, fresh } = copying;
+  const { start, host, unit } = copying;
+  // What was never written of an encrypted image reads as arbitrary bytes.
+  const fresh = copying.fresh && image.encryption === undefined;
   const end = offset + buffer.byteLength;
   if (offset % unit === 0 && end % unit === 0) return writePart(image, copying, offset, buffer);
   const head = (await inPlace(image, copying, offset))
@@ -58,17 +61,16 @@ async function writeUnits(
   const to = fresh && tail.zero ? end : tail.to;
   if (from === offset && to === end) return writePart(image, copying, offset, buffer);
   if (!image.hasDataFile) image.checkOverlap(host + from - start, to - from);
-  const { data } = image;
   if (to - from <= QCOW2_JOINED_WRITE_MAX) {
     const joined = Buffer.allocUnsafe(to - from);
     if (from < offset) await fill(image, head, joined.subarray(0, offset - from));
     buffer.copy(joined, offset - from);
     if (to > end) await fill(image, tail, joined.subarray(end - from));
-    await data.write(host + from - start, joined);
+    await writeData(image, host + from - start, from, joined);
     return;
   }
   const results = await Promise.allSettled([
-    data.write(host + offset - start, buffer),
+    writeData(image, host + offset - start, offset, buffer),
     from < offset ? copyEdge(image, head, host - start) : undefined,
     to > end ? copyEdge(image, tail, host - start) : undefined,
   ]);
@@ -85,7 +87,7 @@ async function writePart(
   const to = host + offset - start;
   if (!image.hasDataFile) image.checkOverlap(to, buffer.byteLength);
   image.metadata.unsettle();
-  const pending = image.data.write(to, buffer);
+  const pending = writeData(image, to, offset, buffer);
   if (pending !== undefined) await pending;
 }
 
@@ -102,13 +104,13 @@ async function inPlace(image: Qcow2Image, { reused }: Copying, offset: number): 
 
 async function copyEdge(image: Qcow2Image, part: Edge, shift: number): Promise<void> {
   const length = part.to - part.from;
-  if (part.zero) {
+  if (part.zero && image.encryption === undefined) {
     await image.data.writeZeroes(part.from + shift, length);
     return;
   }
   const content = Buffer.allocUnsafe(length);
   await fill(image, part, content);
-  await image.data.write(part.from + shift, content);
+  await writeData(image, part.from + shift, part.from, content);
 }
 
 async function fill(image: Qcow2Image, part: Edge, target: Buffer): Promise<void> {

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: MIT
 /** `blockdev-create` of a qcow2 image. @see qapi BlockdevCreateOptionsQcow2 */
+import { alignUp } from '../../../base/byte-range.js';
 import { BlockError } from '../../../base/errors.js';
+import { KIB } from '../../../base/limits.js';
 import type {
   CreateContext,
   DriverOptions,
   ImageCreation,
   PreallocationMode,
 } from '../../block-driver.js';
+import type { Secrets } from '../../crypto/secrets.js';
 import { createQcow2, type Qcow2CreateOptions } from './create.js';
+import { encryptionHeaderLength, newEncryption, type WireEncryption } from './create-encryption.js';
 import { measureQcow2 } from './measure.js';
 
 /** The members of BlockdevCreateOptionsQcow2, without its nodes. */
@@ -23,19 +27,36 @@ interface WireOptions {
   readonly 'lazy-refcounts'?: boolean;
   readonly 'refcount-bits'?: number;
   readonly 'compression-type'?: 'zlib' | 'zstd';
+  readonly encrypt?: WireEncryption;
 }
 
-export const qcow2Creation: ImageCreation = {
-  nodes: [
-    { key: 'file', required: true },
-    { key: 'data-file', required: false },
-  ],
-  backing: true,
-  create,
-  measure: (options, source) => measureQcow2(wanted(options), source),
-};
+export function qcow2Creation(secrets: Secrets): ImageCreation {
+  return {
+    nodes: [
+      { key: 'file', required: true },
+      { key: 'data-file', required: false },
+    ],
+    backing: true,
+    create: (options, context) => create(options, context, secrets),
+    measure: async (options, source) => {
+      const { encrypt } = options as unknown as WireOptions;
+      // Before the rest: the secret has to be there, as for making the image.
+      const header = encryptionHeaderLength(newEncryption(encrypt, secrets));
+      const image = wanted(options);
+      const measured = await measureQcow2(image, source);
+      const more = alignUp(header, image.clusterSize ?? 64 * KIB);
+      const { required, fullyAllocated } = measured;
+      return { ...measured, required: required + more, fullyAllocated: fullyAllocated + more };
+    },
+  };
+}
 
-async function create(options: DriverOptions, context: CreateContext): Promise<void> {
+async function create(
+  options: DriverOptions,
+  context: CreateContext,
+  secrets: Secrets,
+): Promise<void> {
+  const { encrypt } = options as unknown as WireOptions;
   const data = context.findNode('data-file');
   const dataFilename = data?.root.node.driver.filename;
   if (dataFilename === '') {
@@ -46,6 +67,7 @@ async function create(options: DriverOptions, context: CreateContext): Promise<v
     signal: context.signal,
     ...given('dataFile', data?.root),
     ...given('dataFileName', dataFilename),
+    ...given('encryption', newEncryption(encrypt, secrets)),
   });
 }
 

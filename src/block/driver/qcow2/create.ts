@@ -28,6 +28,12 @@ import { BlockError } from '../../../base/errors.js';
 import { KIB, MIB } from '../../../base/limits.js';
 import type { PreallocationMode } from '../../block-driver.js';
 import { codecFor } from './codec.js';
+import {
+  type NewEncryption,
+  type PreparedEncryption,
+  prepareEncryption,
+  setUpEncryption,
+} from './create-encryption.js';
 import { layOut } from './header-state.js';
 import { Qcow2Image } from './image.js';
 import type { ImageIo } from './image-io.js';
@@ -58,6 +64,8 @@ export interface Qcow2CreateOptions {
   readonly preallocation?: PreallocationMode;
   /** Default: 'zlib'. */
   readonly compressionType?: 'zlib' | 'zstd';
+  /** How the data is to be encrypted; absent: not at all. */
+  readonly encryption?: NewEncryption;
   /** Gives up; what has been made by then is no use. */
   readonly signal?: AbortSignal;
 }
@@ -68,6 +76,7 @@ export interface Qcow2CreateOptions {
  */
 export async function createQcow2(io: ImageIo, options: Qcow2CreateOptions): Promise<void> {
   checkCreateOptions(options);
+  const encryption = await prepareEncryption(options.encryption);
   const header = newHeader(options);
   const { cluster } = layOut(
     {
@@ -80,7 +89,7 @@ export async function createQcow2(io: ImageIo, options: Qcow2CreateOptions): Pro
   );
   await empty(io);
   await writeSmallest(io, header, cluster);
-  await bringToSize(io, options);
+  await bringToSize(io, options, encryption);
 }
 
 /** A node that can't change its size keeps it; what it holds is overwritten where it matters. */
@@ -108,8 +117,12 @@ async function writeSmallest(io: ImageIo, header: Qcow2Header, cluster: Buffer):
   await io.flush();
 }
 
-async function bringToSize(io: ImageIo, options: Qcow2CreateOptions): Promise<void> {
-  const opened = await readTables(io, await readHead(io));
+async function bringToSize(
+  io: ImageIo,
+  options: Qcow2CreateOptions,
+  encryption: PreparedEncryption | undefined,
+): Promise<void> {
+  const opened = await readTables(io, await readHead(io), undefined);
   const { geometry } = opened;
   const runtime = parseQcow2Options(
     {},
@@ -120,6 +133,7 @@ async function bringToSize(io: ImageIo, options: Qcow2CreateOptions): Promise<vo
     readOnly: () => false,
     onCorruption: () => undefined,
   });
+  if (encryption !== undefined) await setUpEncryption(image, encryption);
   // A raw data file has to hold every cluster at its place.
   const preallocation = options.preallocation ?? 'off';
   await resizeGuest(image, options.size, {
@@ -226,6 +240,9 @@ function checkNames(options: Qcow2CreateOptions): void {
     throw invalid('data-file-raw requires data-file');
   if (dataFileRaw === true && backingFile !== undefined) {
     throw invalid('Backing file and data-file-raw cannot be used at the same time');
+  }
+  if (dataFileRaw === true && options.encryption !== undefined) {
+    throw invalid('The data of an encrypted image is no raw image: data-file-raw is not possible');
   }
   if (Buffer.byteLength(backingFile ?? '') > QCOW2_BACKING_NAME_MAX) {
     throw invalid('Backing file name too long');

@@ -3,6 +3,7 @@
 import { QCOW2_COMPAT_LAZY_REFCOUNTS } from '../../../../protocol/qcow2/header.js';
 import { systemClock } from '../../../base/clock.js';
 import { BlockError } from '../../../base/errors.js';
+import { MIB } from '../../../base/limits.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
 import { Mutex } from '../../../base/mutex.js';
 import type { BitmapStore } from '../../bitmap/bitmap-store.js';
@@ -22,7 +23,10 @@ import {
   type RequestFlags,
   type TruncateOptions,
 } from '../../block-driver.js';
+import type { Secrets } from '../../crypto/secrets.js';
+import { CRYPTO_SECTOR_SIZE } from '../../crypto/sector-cipher.js';
 import type { ChildEdge } from '../../edge.js';
+import { jsonFilename } from '../../filter/pass-through.js';
 import type { NodeOptions } from '../../node-options.js';
 import { changeBackingFile } from './backing-file.js';
 import { bitmapsReplaced, loadBitmaps, persistentBitmaps } from './bitmap-load.js';
@@ -36,6 +40,7 @@ import {
 import { qcow2Checker } from './check/check.js';
 import { qcow2Creation } from './create-options.js';
 import { discardGuest, emptyGuest } from './discard.js';
+import { checkFormat, unlock } from './encryption.js';
 import { formatInfo, specificInfo } from './format-info.js';
 import { Qcow2Image } from './image.js';
 import { impliedChildren } from './implied-children.js';
@@ -59,6 +64,8 @@ const FEATURES: DriverFeatures = {
 };
 
 const NS_PER_S = 1e9;
+/** Bytes that a request to an encrypted image is encrypted into at a time. */
+const ENCRYPTED_TRANSFER_MAX = 1 * MIB;
 
 class Qcow2Driver implements BlockDriver {
   readonly name = 'qcow2';
@@ -91,18 +98,30 @@ class Qcow2Driver implements BlockDriver {
     this.#image = make(this);
     this.readOnly = this.#image.corruptBit;
     const { clusterSize, subclusterSize } = this.#image.geometry;
+    const encrypted = this.#image.encryption !== undefined;
     this.limits = {
       ...DEFAULT_LIMITS,
+      ...(encrypted
+        ? { requestAlignment: CRYPTO_SECTOR_SIZE, maxTransfer: ENCRYPTED_TRANSFER_MAX }
+        : {}),
       optimalTransfer: clusterSize,
       writeZeroesAlignment: subclusterSize,
-      compressedUnit: this.#image.hasDataFile ? 0 : clusterSize,
+      // QEMU stores compressed clusters of encrypted images as anybody can read them.
+      compressedUnit: this.#image.hasDataFile || encrypted ? 0 : clusterSize,
     };
     this.#startCleaning();
   }
 
-  static async open(given: DriverOptions, context: OpenContext): Promise<Qcow2Driver> {
+  static async open(
+    given: DriverOptions,
+    context: OpenContext,
+    secrets: Secrets,
+  ): Promise<Qcow2Driver> {
     const file = context.child('file');
-    const opened = await readTables(file, await readHead(file));
+    const head = await readHead(file);
+    const { metadataOnly, signal } = context;
+    const encryption = await unlock(file, head, { given, secrets, metadataOnly, signal });
+    const opened = await readTables(file, head, encryption);
     const options = optionsFor(given, opened, context.discard);
     const driver = new Qcow2Driver(context, given, (self) => {
       return new Qcow2Image(opened, options, self.#imageContext());
@@ -164,11 +183,24 @@ class Qcow2Driver implements BlockDriver {
     }
   }
 
+  get encrypted(): boolean {
+    return this.#image.encryption !== undefined;
+  }
+
   get size(): number {
     return this.#image.size;
   }
 
+  /** Who opens it again needs to know which secret it takes, where that was said. */
   get filename(): string {
+    const { encrypt } = this.#given as { readonly encrypt?: { readonly 'key-secret'?: string } };
+    const id = encrypt?.['key-secret'];
+    if (id === undefined) return this.imageFilename;
+    return jsonFilename('qcow2', { file: this.#file }, { 'encrypt.key-secret': id });
+  }
+
+  /** The image file's own name, from which a relative backing file starts. */
+  get imageFilename(): string {
     return this.#file.node.driver.filename;
   }
 
@@ -234,7 +266,7 @@ class Qcow2Driver implements BlockDriver {
   }
 
   formatInfo(): FormatInfo {
-    return formatInfo(this.#image, this.filename);
+    return formatInfo(this.#image, this.imageFilename);
   }
 
   specificInfo(): Record<string, unknown> {
@@ -286,7 +318,9 @@ class Qcow2Driver implements BlockDriver {
 
   /** Somebody else may have changed everything. */
   async activate(): Promise<void> {
-    const opened = await readTables(this.#file, await readHead(this.#file));
+    const head = await readHead(this.#file);
+    checkSameMethod(this.#image, head);
+    const opened = await readTables(this.#file, head, this.#image.encryption);
     const options = optionsFor(this.#given, opened, this.#context.discard);
     this.#image = new Qcow2Image(opened, options, this.#imageContext());
     this.#checkOpened();
@@ -300,6 +334,7 @@ class Qcow2Driver implements BlockDriver {
     if (!readOnly && image.corruptBit) {
       throw new BlockError('DF_ACCESS', 'qcow2: Image is corrupt; cannot be opened read/write');
     }
+    checkFormat(given, image.header);
     await this.#settle();
     // With everything in the file, the image can be opened anew with other caches.
     const next = parseQcow2Options(given, factsOf(image, discard));
@@ -368,6 +403,15 @@ class Qcow2Driver implements BlockDriver {
   }
 }
 
+/** The key is kept; another owner may have changed slots of the header, but not what they give access to. */
+function checkSameMethod(
+  { header }: Qcow2Image,
+  { content }: Awaited<ReturnType<typeof readHead>>,
+): void {
+  if (content.header.cryptMethod === header.header.cryptMethod) return;
+  throw new BlockError('DF_CORRUPT_IMAGE', 'The encryption of the image is another than it was');
+}
+
 type Facts = Parameters<typeof parseQcow2Options>[1];
 
 function factsOf(image: Qcow2Image, discard: Facts['discard']): Facts {
@@ -399,6 +443,7 @@ function reopened(
       geometry,
       ...disk,
       backingFormat: undefined,
+      encryption: image.encryption,
       refcountTable: refcounts.table,
     },
     options,
@@ -409,17 +454,20 @@ function reopened(
   return next;
 }
 
-export const qcow2Driver: DriverDefinition = {
-  name: 'qcow2',
-  kind: 'format',
-  children: [
-    { key: 'file', role: 'file', required: true },
-    { key: 'backing', role: 'backing', required: false },
-    { key: 'data-file', role: 'data-file', required: false },
-  ],
-  open: (options, context) => Qcow2Driver.open(options, context),
-  impliedChildren,
-  compresses: true,
-  create: qcow2Creation,
-  checker: qcow2Checker,
-};
+/** @param secrets where encrypted images find the secret that they name */
+export function createQcow2Driver(secrets: Secrets): DriverDefinition {
+  return {
+    name: 'qcow2',
+    kind: 'format',
+    children: [
+      { key: 'file', role: 'file', required: true },
+      { key: 'backing', role: 'backing', required: false },
+      { key: 'data-file', role: 'data-file', required: false },
+    ],
+    open: (options, context) => Qcow2Driver.open(options, context, secrets),
+    impliedChildren,
+    compresses: true,
+    create: qcow2Creation(secrets),
+    checker: qcow2Checker,
+  };
+}

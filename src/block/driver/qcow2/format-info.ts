@@ -14,6 +14,7 @@ import {
   QCOW2_INCOMPAT_EXTL2,
 } from '../../../../protocol/qcow2/header.js';
 import type { FormatInfo } from '../../block-driver.js';
+import { describeLuks } from '../../crypto/describe-luks.js';
 import type { Qcow2Image } from './image.js';
 import { fullBackingName } from './implied-children.js';
 
@@ -46,12 +47,13 @@ export function specificInfo(
     'compression-type': header.compressionType === QCOW2_COMPRESSION_ZSTD ? 'zstd' : 'zlib',
     'refcount-bits': 2 ** header.refcountOrder,
   };
-  if (header.version < 3) return { compat: '0.10', ...common };
+  if (header.version < 3) return { compat: '0.10', ...common, ...encryptInfo(image) };
   return {
     compat: '1.1',
     ...common,
     'lazy-refcounts': (header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS) !== 0n,
     corrupt: (header.incompatible & QCOW2_INCOMPAT_CORRUPT) !== 0n,
+    ...encryptInfo(image),
     ...(image.storedBitmaps.length > 0 ? { bitmaps: image.storedBitmaps.map(bitmapInfo) } : {}),
     'extended-l2': (header.incompatible & QCOW2_INCOMPAT_EXTL2) !== 0n,
     ...(image.hasDataFile
@@ -61,6 +63,13 @@ export function specificInfo(
         }
       : {}),
   };
+}
+
+/** @see qapi ImageInfoSpecificQCow2Encryption */
+function encryptInfo({ encryption }: Qcow2Image): Record<string, unknown> {
+  if (encryption === undefined) return {};
+  const { format, luks } = encryption;
+  return { encrypt: { format, ...(luks === undefined ? {} : describeLuks(luks)) } };
 }
 
 /** @see qapi Qcow2BitmapInfo */

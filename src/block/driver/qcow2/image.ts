@@ -20,7 +20,9 @@ import { ClusterMap } from './cluster-map.js';
 import { type ClusterCodec, codecFor } from './codec.js';
 import { CompressedSpace } from './compressed-space.js';
 import { DecompressedClusters } from './decompressed-clusters.js';
+import type { ImageEncryption } from './encryption.js';
 import type { Geometry } from './geometry.js';
+import type { GuestCipher } from './guest-cipher.js';
 import { HeaderState } from './header-state.js';
 import type { BackingIo, ImageIo } from './image-io.js';
 import { L1Table } from './l1-table.js';
@@ -81,6 +83,8 @@ export class Qcow2Image {
   /** Requests to host clusters that are under way: these must not be given to others meanwhile. */
   readonly hostIo = new Set<Promise<unknown>>();
   options: Qcow2Options;
+  /** Undefined: the guest's data lies in the file as it is. */
+  encryption: ImageEncryption | undefined;
   /** Virtual size, bytes. */
   size: number;
   /** Host bytes from here on were never written: they read as zeroes. */
@@ -103,6 +107,7 @@ export class Qcow2Image {
     this.context = context;
     this.options = options;
     this.size = opened.size;
+    this.encryption = opened.encryption;
     this.freshFrom = context.nodes.file().size;
     this.header = new HeaderState(opened.content, () => this.file);
     this.hasDataFile = (opened.content.header.incompatible & QCOW2_INCOMPAT_DATA_FILE) !== 0n;
@@ -158,6 +163,13 @@ export class Qcow2Image {
 
   get backing(): BackingIo | undefined {
     return this.context.nodes.backing();
+  }
+
+  /** For an encrypted image. @throws BlockError DF_ACCESS when it was opened without its key */
+  get cipher(): GuestCipher {
+    const cipher = this.encryption?.cipher;
+    if (cipher !== undefined) return cipher;
+    throw new BlockError('DF_ACCESS', 'The image is encrypted and was opened without its key');
   }
 
   /** The data file is to be readable as a raw image by itself. */

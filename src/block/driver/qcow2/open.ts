@@ -20,7 +20,6 @@ import {
   QCOW2_CLUSTER_BITS_MIN,
   QCOW2_COMPRESSION_ZLIB,
   QCOW2_COMPRESSION_ZSTD,
-  QCOW2_CRYPT_NONE,
   QCOW2_EXTL2_CLUSTER_BITS_MIN,
   QCOW2_HEADER_LENGTH,
   QCOW2_HEADER_V3_LENGTH,
@@ -36,6 +35,7 @@ import {
 } from '../../../../protocol/qcow2/header.js';
 import { BlockError, type ErrorCode, toError } from '../../../base/errors.js';
 import { NODE_SIZE_MAX } from '../../../base/limits.js';
+import { checkCryptoExtension, type ImageEncryption } from './encryption.js';
 import { type Geometry, geometryOf } from './geometry.js';
 import type { HeaderContent } from './header-state.js';
 import { type BackingIo, readPadded } from './image-io.js';
@@ -55,6 +55,7 @@ export interface ImageHead {
 }
 
 export interface OpenedImage extends ImageHead {
+  readonly encryption: ImageEncryption | undefined;
   readonly l1: L1Table;
   readonly refcountTable: EntryTable;
 }
@@ -74,6 +75,7 @@ export async function readHead(file: BackingIo): Promise<ImageHead> {
   checkFeatures(header, cluster);
   checkFields(header);
   const extensions = readExtensions(header, cluster);
+  checkCryptoExtension(header.cryptMethod, extensions);
   const content: HeaderContent = {
     header,
     raw: Buffer.from(cluster.subarray(0, header.headerLength)),
@@ -89,8 +91,16 @@ export async function readHead(file: BackingIo): Promise<ImageHead> {
   };
 }
 
-/** Reads the tables that stay in memory. @throws BlockError as `readHead` */
-export async function readTables(file: BackingIo, head: ImageHead): Promise<OpenedImage> {
+/**
+ * Reads the tables that stay in memory.
+ * @param encryption what `unlock` said of the image
+ * @throws BlockError as `readHead`
+ */
+export async function readTables(
+  file: BackingIo,
+  head: ImageHead,
+  encryption: ImageEncryption | undefined,
+): Promise<OpenedImage> {
   const { header } = head.content;
   const { geometry } = head;
   const l1Length = header.l1Entries * ENTRY_LENGTH;
@@ -102,6 +112,7 @@ export async function readTables(file: BackingIo, head: ImageHead): Promise<Open
   await readPadded(file, tableOffset, table);
   return {
     ...head,
+    encryption,
     l1: new L1Table(l1Offset, l1),
     refcountTable: new EntryTable(tableOffset, table),
   };
@@ -160,16 +171,13 @@ function featureNames(header: Qcow2Header, cluster: Buffer, bits: bigint): strin
 }
 
 function checkFields(header: Qcow2Header): void {
-  const { clusterBits, refcountOrder, cryptMethod, size } = header;
+  const { clusterBits, refcountOrder, size } = header;
   const extended = (header.incompatible & QCOW2_INCOMPAT_EXTL2) !== 0n;
   if (extended && clusterBits < QCOW2_EXTL2_CLUSTER_BITS_MIN) {
     throw invalid(`Unsupported subcluster size: ${2 ** (clusterBits - 5)}`);
   }
   if (refcountOrder > QCOW2_REFCOUNT_ORDER_MAX) {
     throw invalid('Reference count entry width too large; may not exceed 64 bits');
-  }
-  if (cryptMethod !== QCOW2_CRYPT_NONE) {
-    throw unsupported(`Encrypted qcow2 images (method ${cryptMethod}) are not supported`);
   }
   const external = (header.incompatible & QCOW2_INCOMPAT_DATA_FILE) !== 0n;
   if (!external && (header.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW) !== 0n) {

@@ -14,6 +14,7 @@ import type { PreallocationMode } from '../../block-driver.js';
 import { allocate } from './allocate.js';
 import type { Qcow2Image } from './image.js';
 import { type Entry, ensureL2, getEntry, setEntry, withEntries } from './l2-entries.js';
+import { writeRuns } from './write.js';
 
 export interface Preallocation {
   /** Guest bytes. */
@@ -30,6 +31,8 @@ export async function preallocate(
 ): Promise<void> {
   const { clusterSize } = image.geometry;
   const end = alignUp(to, clusterSize);
+  const secret = image.encryption !== undefined;
+  if (secret && image.geometry.version < 3) return writeAll(image, from, to, signal);
   for (let at = alignDown(from, clusterSize); at < end; ) {
     signal?.throwIfAborted();
     await ensureL2(image, at);
@@ -47,10 +50,31 @@ export async function preallocate(
         const host = place.offset + nth * clusterSize;
         const { zero } = getEntry(image, table, first + nth);
         const high = (highWord(host) | ENTRY_COPIED) >>> 0;
-        setEntry(image, table, first + nth, { high, low: lowWord(host), zero, allocated: 0 });
+        const entry = { high, low: lowWord(host), zero, allocated: 0 };
+        setEntry(image, table, first + nth, secret ? markedZero(image, entry) : entry);
       }
     });
     at += length;
+  }
+}
+
+/** Zeroes of the file are not zeroes when they are decrypted: the cluster says itself that it is zero. */
+function markedZero(image: Qcow2Image, entry: Entry): Entry {
+  if (image.geometry.extendedL2) return { ...entry, zero: 0xffff_ffff };
+  return { ...entry, low: (entry.low | ENTRY_ZERO) >>> 0 };
+}
+
+/** Where clusters can't be marked, zeroes are written: all of them, because every cluster needs a place. */
+async function writeAll(
+  image: Qcow2Image,
+  from: number,
+  to: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const zeroes = Buffer.alloc(Math.max(QCOW2_STEP, image.geometry.clusterSize));
+  for (let at = from; at < to; at += zeroes.byteLength) {
+    signal?.throwIfAborted();
+    await writeRuns(image, at, zeroes.subarray(0, Math.min(zeroes.byteLength, to - at)));
   }
 }
 

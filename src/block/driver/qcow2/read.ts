@@ -3,6 +3,7 @@
 import { type CompressedRange, compressedRange } from '../../../../protocol/qcow2/entries.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
 import { RUN_COMPRESSED, RUN_DATA, RUN_UNALLOCATED, RUN_ZERO, Run } from './cluster-map.js';
+import { readData } from './guest-cipher.js';
 import type { Qcow2Image } from './image.js';
 import { readPadded } from './image-io.js';
 
@@ -40,7 +41,7 @@ async function readRuns(image: Qcow2Image, offset: number, buffer: Buffer): Prom
 function readRun(image: Qcow2Image, offset: number, buffer: Buffer, run: Run): MaybePromise<void> {
   switch (run.kind) {
     case RUN_DATA: {
-      const pending = readPadded(image.data, run.hostOffset, buffer);
+      const pending = readData(image, run.hostOffset, offset, buffer);
       return pending === undefined ? undefined : image.track(pending);
     }
     case RUN_ZERO:

@@ -56,6 +56,10 @@ function extentOf(
     total += next.length;
   }
   const flags = FLAGS[run.kind] ?? 0;
+  // What lies in the file is not what the guest sees.
+  if (run.kind === RUN_DATA && image.encryption !== undefined) {
+    return { length: total, flags: flags & ~STATUS_OFFSET_VALID };
+  }
   if (run.kind !== RUN_DATA) return { length: total, flags };
   return { length: total, flags, hostOffset: run.hostOffset, delegate: data };
 }

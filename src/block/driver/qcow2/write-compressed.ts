@@ -32,6 +32,9 @@ export async function writeCompressed(
   if (image.hasDataFile) {
     throw new BlockError('DF_NOT_SUPPORTED', 'An external data file has no compressed clusters');
   }
+  if (image.encryption !== undefined) {
+    throw new BlockError('DF_NOT_SUPPORTED', 'Compressed clusters can not be encrypted');
+  }
   await prepareWrite(image);
   const step = QCOW2_COMPRESS_AT_ONCE * clusterSize;
   for (let at = 0; at < buffer.byteLength; at += step) {

@@ -17,6 +17,7 @@ import type { MaybePromise } from '../../../base/maybe-promise.js';
 import { allocate, reclaim } from './allocate.js';
 import { RUN_DATA, Run } from './cluster-map.js';
 import { type Copying, writeAround } from './copy-on-write.js';
+import { writeData } from './guest-cipher.js';
 import type { Qcow2Image } from './image.js';
 import { ensureL2, getEntry, giveUp, setEntry, withEntries } from './l2-entries.js';
 import { prepareWrite } from './prepare-write.js';
@@ -34,14 +35,19 @@ export function writeGuest(image: Qcow2Image, offset: number, buffer: Buffer): M
     found.kind === RUN_DATA &&
     found.copied
   ) {
-    return writeInPlace(image, found.hostOffset, buffer);
+    return writeInPlace(image, found.hostOffset, offset, buffer);
   }
   return writeLocked(image, offset, buffer);
 }
 
-function writeInPlace(image: Qcow2Image, hostOffset: number, buffer: Buffer): MaybePromise<void> {
-  if (!image.hasDataFile) image.checkOverlap(hostOffset, buffer.byteLength);
-  const pending = image.data.write(hostOffset, buffer);
+function writeInPlace(
+  image: Qcow2Image,
+  host: number,
+  guest: number,
+  buffer: Buffer,
+): MaybePromise<void> {
+  if (!image.hasDataFile) image.checkOverlap(host, buffer.byteLength);
+  const pending = writeData(image, host, guest, buffer);
   return pending === undefined ? undefined : image.track(pending);
 }
 
@@ -67,7 +73,8 @@ export async function writeRuns(image: Qcow2Image, offset: number, buffer: Buffe
     for (let at = 0; at < buffer.byteLength; ) {
       await image.map.find(offset + at, buffer.byteLength - at, run);
       if (run.kind === RUN_DATA && run.copied) {
-        const pending = writeInPlace(image, run.hostOffset, buffer.subarray(at, at + run.length));
+        const part = buffer.subarray(at, at + run.length);
+        const pending = writeInPlace(image, run.hostOffset, offset + at, part);
         if (pending !== undefined) waiting.push(pending);
         at += run.length;
       } else {

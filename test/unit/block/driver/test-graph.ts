@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 import { BlockBackend } from '../../../../src/block/backend.js';
 import type { DriverOptions } from '../../../../src/block/block-driver.js';
+import { Secrets } from '../../../../src/block/crypto/secrets.js';
 import { fileDriver, hostDeviceDriver } from '../../../../src/block/driver/file/driver.js';
 import { nullAioDriver, nullCoDriver } from '../../../../src/block/driver/null.js';
-import { qcow2Driver } from '../../../../src/block/driver/qcow2/driver.js';
+import { createQcow2Driver } from '../../../../src/block/driver/qcow2/driver.js';
 import { rawDriver } from '../../../../src/block/driver/raw.js';
 import { BlockGraph } from '../../../../src/block/graph.js';
 import type { BlockNode } from '../../../../src/block/node.js';
@@ -20,13 +21,14 @@ export const READER: Permissions = { taken: PERM_CONSISTENT_READ, shared: PERM_A
 export const WRITER: Permissions = { taken: PERM_CONSISTENT_READ | PERM_WRITE, shared: PERM_ALL };
 export const RESIZER: Permissions = { taken: WRITER.taken | PERM_RESIZE, shared: PERM_ALL };
 
-export function localGraph(): BlockGraph {
+/** @param secrets those that encrypted images find; default: none */
+export function localGraph(secrets = new Secrets()): BlockGraph {
   const graph = new BlockGraph();
   const drivers = [
     fileDriver,
     hostDeviceDriver,
     rawDriver,
-    qcow2Driver,
+    createQcow2Driver(secrets),
     nullCoDriver,
     nullAioDriver,
   ];

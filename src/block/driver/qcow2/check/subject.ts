@@ -44,7 +44,7 @@ export interface SnapshotsInFile {
 
 /** @throws BlockError for an image whose header, table of snapshots or directory of bitmaps can't be */
 export async function openSubject({ file, fix, say }: CheckRequest): Promise<CheckSubject> {
-  const opened = await readTables(file, await readHead(file));
+  const opened = await readTables(file, await readHead(file), undefined);
   const { geometry, size, l1, refcountTable, content } = opened;
   const header = new HeaderState(content, () => file);
   const image = { file, header, geometry };
