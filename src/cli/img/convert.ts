@@ -57,23 +57,24 @@ export async function convert(args: string[]): Promise<number> {
     const { size } = source;
     const compressed = values.compressed === true;
     if (compressed && !noCreate) checkCompresses(session, format, values.options ?? []);
-    if (!noCreate) {
-      const options = values.options ?? [];
-      await makeImage(session, { name: targetName, format, size, options, backing });
-    }
+    const { options = [] } = values;
+    const driverOptions = noCreate
+      ? {}
+      : await makeImage(session, { name: targetName, format, size, options, backing });
     const target = await session.open({
       name: targetName,
       writable: true,
       imageOpts: values['target-image-opts'],
       format: values['target-image-opts'] === true ? undefined : format,
       cache: cacheMode(values.cache ?? 'unsafe'),
+      driverOptions,
     });
     checkRoom(target, size);
     if (compressed && target.limits.compressedUnit === 0) throw cannotCompress();
     if (values.bitmaps === true) checkKeepsBitmaps(target.root.node);
-    // A new encrypted image reads as anything but zeroes.
-    const isEncrypted = target.root.node.driver.encrypted === true;
-    const isNewAndZero = !noCreate && !isEncrypted && backing === undefined;
+    // A new LUKS image reads as anything but zeroes.
+    const isArbitrary = target.root.node.driver.newIsArbitrary === true;
+    const isNewAndZero = !noCreate && !isArbitrary && backing === undefined;
     const below = target.root.node.children.get('backing')?.node.size ?? 0;
     const bar = new ProgressBar(process.stderr, 'convert');
     try {

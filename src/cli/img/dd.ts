@@ -44,7 +44,7 @@ export async function dd(args: string[]): Promise<number> {
     await makeImage(session, { name: output, format, size: length, options: [] });
     const cache = cacheMode('writeback');
     const target = await session.open({ name: output, format, writable: true, cache });
-    const targetIsZero = target.root.node.driver.encrypted !== true;
+    const targetIsZero = target.root.node.driver.newIsArbitrary !== true;
     const how = { offset: skip, length, targetIsZero, sparseLength: SPARSE_LENGTH };
     if (length > 0) await copyImage({ source, target, ...how });
     return 0;

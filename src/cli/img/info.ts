@@ -24,6 +24,7 @@ export async function info(args: string[]): Promise<number> {
       format: values.format,
       imageOpts: values['image-opts'],
       forceShare: values['force-share'],
+      metadataOnly: true,
     });
     const found: Info[] = [];
     for (

@@ -64,9 +64,10 @@ const OTHER_VALUES: Readonly<Record<string, Readonly<Record<string, readonly [st
 
 /**
  * Makes the image. What it does not know of the options it refuses before anything is made.
+ * @returns options that its node needs besides: its key
  * @throws BlockError, QapiInputError
  */
-export async function makeImage(session: ImageSession, image: NewImage): Promise<void> {
+export async function makeImage(session: ImageSession, image: NewImage): Promise<DriverOptions> {
   const { graph } = session;
   const { signal } = new AbortController();
   const protocol = await filenameOptions(graph.drivers, image.name);
@@ -83,7 +84,7 @@ export async function makeImage(session: ImageSession, image: NewImage): Promise
     }
     const file = { driver: protocol.driver, filename: protocol.filename, size: image.size, ...own };
     await createImage(graph, checked(file), signal);
-    return;
+    return {};
   }
   if (!graph.drivers.names.includes(image.format)) {
     throw new BlockError('DF_INVALID', `Unknown file format '${image.format}'`);
@@ -101,6 +102,15 @@ export async function makeImage(session: ImageSession, image: NewImage): Promise
   const { driver, filename } = protocol;
   await createImage(graph, checked({ driver, filename, size: 0 }), signal);
   await createImage(graph, options, signal);
+  return keyOptions(own);
+}
+
+function keyOptions(own: DriverOptions): DriverOptions {
+  const keys: Record<string, unknown> = {};
+  const encrypt = own.encrypt as JsonObject | undefined;
+  if (own['key-secret'] !== undefined) keys['key-secret'] = own['key-secret'];
+  if (encrypt !== undefined) keys.encrypt = { 'key-secret': encrypt['key-secret'] };
+  return keys;
 }
 
 /**
@@ -127,22 +137,28 @@ function checked(options: DriverOptions): DriverOptions {
 /** Spelling and values of qemu-img turned into those of blockdev-create. */
 function ownOptions({ options }: Pick<NewImage, 'options'>): DriverOptions {
   const own: Record<string, unknown> = {};
-  for (const text of options) {
-    const { tree } = parseKeyval(text.replaceAll(/(^|,)([a-z0-9_.]+)=/g, dashes));
-    for (const [key, value] of Object.entries(tree)) {
-      const known = OTHER_VALUES[key];
-      if (known === undefined) {
-        own[key] = value;
-        continue;
-      }
-      const other = Object.hasOwn(known, String(value)) ? known[String(value)] : undefined;
-      if (other === undefined) {
-        throw new BlockError('DF_INVALID', `Invalid value '${String(value)}' of option '${key}'`);
-      }
-      own[other[0]] = other[1];
+  const text = options.map((each) => each.replaceAll(/(^|,)([a-z0-9_.]+)=/g, dashes));
+  const { tree } = parseKeyval(text.join(','));
+  for (const [key, value] of Object.entries(tree)) {
+    const known = OTHER_VALUES[key];
+    if (known === undefined) {
+      own[key] = key === 'encrypt' ? encryptOptions(value) : value;
+      continue;
     }
+    const other = Object.hasOwn(known, String(value)) ? known[String(value)] : undefined;
+    if (other === undefined) {
+      throw new BlockError('DF_INVALID', `Invalid value '${String(value)}' of option '${key}'`);
+    }
+    own[other[0]] = other[1];
   }
   return own;
+}
+
+/** The old encryption has two names. */
+function encryptOptions(value: unknown): unknown {
+  if (typeof value !== 'object' || value === null) return value;
+  const { format } = value as { readonly format?: unknown };
+  return { ...value, ...(format === 'aes' ? { format: 'qcow' } : {}) };
 }
 
 const dashes = (_match: string, before: string, key: string): string =>

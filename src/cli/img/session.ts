@@ -22,7 +22,7 @@ import {
 import { ThrottleGroups } from '../../block/throttle/throttle-groups.js';
 import { parseOption } from '../../daemon/schema-option.js';
 import { addObject } from '../../qmp/commands/qom.js';
-import { parseJson } from '../../qmp/json-stream.js';
+import { parseImageOptions } from './image-options.js';
 import { PROBE_LENGTH, probeFormat } from './probe.js';
 
 /** How a command wants an image. */
@@ -36,6 +36,10 @@ export interface ImageRequest {
   /** Open it even when somebody writes to it. */
   readonly forceShare?: boolean | undefined;
   readonly cache?: CacheMode;
+  /** What the driver needs besides: its keys. */
+  readonly driverOptions?: DriverOptions;
+  /** Only what the image says of itself is wanted: it opens without its key. */
+  readonly metadataOnly?: boolean;
   /** Its backing file is of no interest: it may even be missing. */
   readonly noBacking?: boolean;
 }
@@ -160,18 +164,20 @@ export class ImageSession {
   }
 
   async #openNode(request: ImageRequest): Promise<BlockNode> {
+    const { metadataOnly = false } = request;
     const access = accessOptions(request);
     const given = await describedOptions(request);
     if (given !== undefined) {
       const backing = this.#backingOptions(request, String(given.driver));
-      return openNode(this.graph, { ...given, ...backing, ...access });
+      return openNode(this.graph, { ...given, ...backing, ...access }, { metadataOnly });
     }
     const protocol = await filenameOptions(this.graph.drivers, request.name);
     const format = request.format ?? (await this.#probe(protocol, access));
     this.#driver(format);
     const file = { ...protocol, ...access };
     const backing = this.#backingOptions(request, format);
-    return openNode(this.graph, validated({ driver: format, file, ...backing, ...access }));
+    const options = validated({ driver: format, file, ...backing, ...access });
+    return openNode(this.graph, { ...options, ...request.driverOptions }, { metadataOnly });
   }
 
   #backingOptions({ noBacking }: ImageRequest, driver: string): { backing?: null } {
@@ -214,11 +220,14 @@ function accessOptions({ writable = false, forceShare, cache }: ImageRequest): J
 }
 
 /** For names that say everything: `json:{...}`, and options with --image-opts. */
-async function describedOptions({ name, imageOpts, format }: ImageRequest) {
+async function describedOptions({
+  name,
+  imageOpts,
+  format,
+}: ImageRequest): Promise<DriverOptions | undefined> {
   if (imageOpts !== true && !name.startsWith('json:')) return undefined;
   if (format !== undefined) {
     throw new BlockError('DF_INVALID', '--image-opts and --format are mutually exclusive');
   }
-  if (imageOpts === true) return parseOption(BlockdevOptions, name);
-  return validate(BlockdevOptions, parseJson(name.slice('json:'.length)));
+  return parseImageOptions(imageOpts === true ? name : name.slice('json:'.length));
 }
