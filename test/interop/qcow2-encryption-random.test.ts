@@ -30,12 +30,12 @@ const FIRST_SEED = Number(process.env.QCOW2_CRYPT_SEED ?? 1);
 const STEPS = 40;
 const SEEDS = Array.from({ length: RUNS }, (_, index) => FIRST_SEED + index);
 
-function layout(random: Random) {
+function layout(random: Random, format: Format) {
   const version = random.below(5) === 0 ? ('v2' as const) : ('v3' as const);
   const extendedL2 = version === 'v3' && random.below(3) === 0;
   const clusterSize = extendedL2
     ? random.pick([16, 64]) * KIB
-    : random.pick([512, 4 * KIB, 64 * KIB, 64 * KIB]);
+    : random.pick([format === 'aes' ? 512 : 2 * KIB, 4 * KIB, 64 * KIB, 64 * KIB]);
   const lazyRefcounts = version === 'v3' && random.below(3) === 0;
   return { version, extendedL2, clusterSize, lazyRefcounts };
 }
@@ -44,7 +44,7 @@ async function randomRequests(format: Format, seed: number): Promise<void> {
   const random = new Random(seed * 7919);
   const dir = await testScope().tempDir();
   const path = join(dir, 'image');
-  const given = layout(random);
+  const given = layout(random, format);
   const { version, clusterSize } = given;
   const size = random.pick([64 * KIB, 1 * MIB + 512, 3 * MIB]);
   const backing = version === 'v3' && random.below(2) === 0;
@@ -106,7 +106,7 @@ async function powerLoss(format: Format, seed: number): Promise<void> {
   const random = new Random(seed * 104_729);
   const path = join(await testScope().tempDir(), 'image');
   const size = 1 * MIB;
-  const given = { ...layout(random), version: 'v3' as const };
+  const given = { ...layout(random, format), version: 'v3' as const };
   await weCreate(path, format, { ...given, size });
   const file = new VolatileFile(await readFile(path), 64 * MIB);
   const graph = localGraph(await secretsWith({ s: PASSPHRASE }));

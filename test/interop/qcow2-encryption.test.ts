@@ -49,17 +49,15 @@ describe.each(FORMATS)('%s', PATIENCE, (format) => {
     await exchange(path, content);
   });
 
-  it.each(LAYOUTS)(
-    'made here (as %s): each reads what the other writes',
-    async (_text, options) => {
-      const path = await image();
-      await weCreate(path, format, options);
-      await expectSound(path);
-      const content = Buffer.alloc(SIZE);
-      expectEqual(await qemuContent(path), content);
-      await exchange(path, content);
-    },
-  );
+  const mine = LAYOUTS.filter(([text]) => format === 'aes' || text !== 'cluster_size=512');
+  it.each(mine)('made here (as %s): each reads what the other writes', async (_text, options) => {
+    const path = await image();
+    await weCreate(path, format, options);
+    await expectSound(path);
+    const content = Buffer.alloc(SIZE);
+    expectEqual(await qemuContent(path), content);
+    await exchange(path, content);
+  });
 });
 
 /** Writes of all kinds here, then there, and what is read in both places. */
@@ -96,6 +94,11 @@ async function exchange(path: string, content: Buffer): Promise<void> {
     await again.close();
   }
 }
+
+it('a LUKS header that its clusters are too small for is refused', async () => {
+  const made = weCreate(await image(), 'luks', { clusterSize: 512 });
+  await expect(made).rejects.toThrow('needs larger clusters than 512 bytes');
+});
 
 it('a key that does not fit is refused in the words of qemu-io', async () => {
   const path = await image();

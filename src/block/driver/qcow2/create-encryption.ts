@@ -2,6 +2,7 @@
 /** Encryption of a new image. @see qapi QCryptoBlockCreateOptions */
 import { encodeCryptoHeader, QCOW2_EXT_CRYPTO } from '../../../../protocol/qcow2/extensions.js';
 import { QCOW2_CRYPT_AES, QCOW2_CRYPT_LUKS } from '../../../../protocol/qcow2/header.js';
+import { BlockError } from '../../../base/errors.js';
 import {
   formatLuks,
   type LuksFormat,
@@ -93,10 +94,18 @@ async function writeLuksHeader(
   pieces: PreparedEncryption['pieces'],
 ): Promise<void> {
   const { file, metadata, geometry, header, allocation } = image;
-  const clusters = Math.ceil(length / geometry.clusterSize);
+  const { clusterSize, refcountsPerBlock } = geometry;
+  const clusters = Math.ceil(length / clusterSize);
+  // Each refcount block lies in the range that it counts, and the header has to lie between two of them.
+  if (clusters >= refcountsPerBlock) {
+    throw new BlockError(
+      'DF_NOT_SUPPORTED',
+      `A LUKS header of ${length} bytes needs larger clusters than ${clusterSize} bytes`,
+    );
+  }
   const { offset } = await allocation.run(() => allocateContiguousLocked(image, clusters));
   await metadata.writeRefcounts();
-  await file.writeZeroes(offset, clusters * geometry.clusterSize);
+  await file.writeZeroes(offset, clusters * clusterSize);
   for (const piece of pieces) await file.write(offset + piece.offset, piece.bytes);
   await file.flush();
   const place = { offset: BigInt(offset), length: BigInt(length) };
