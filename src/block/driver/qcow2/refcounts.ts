@@ -93,15 +93,23 @@ export class Refcounts {
     }
   }
 
-  /** Takes exactly `count` clusters that follow each other, for a table that needs more than one. */
+  /**
+   * Takes exactly `count` clusters that follow each other, for a table that needs more than one.
+   * @throws BlockError DF_NOT_SUPPORTED when a table is longer than what one block of counts covers:
+   *   a new block lies in front of the clusters that it counts, and so in the middle of the table
+   */
   async allocateContiguous(count: number): Promise<number> {
+    const { refcountsPerBlock: perBlock } = this.#geometry;
     let free = 0;
+    let blocksMade = 0;
     for (let cluster = this.#searchFrom; ; cluster++) {
       free = (await this.refcount(cluster)) === 0 ? free + 1 : 0;
       if (free < count) continue;
       const first = cluster - count + 1;
       // A block that had to be made for the range lies in the range itself.
       if (!(await this.#ensureBlocks(first, count))) {
+        blocksMade++;
+        if (count >= perBlock && blocksMade > count / perBlock + 1) throw this.#tooLong(count);
         free = 0;
         cluster = first;
         continue;
@@ -213,6 +221,14 @@ export class Refcounts {
       setRefcount(block.view, order, index, getRefcount(block.view, order, index) + delta);
     }
     block.markDirty(...refcountBytes(order, first, first + count - 1));
+  }
+
+  #tooLong(count: number): BlockError {
+    const { refcountsPerBlock, clusterSize } = this.#geometry;
+    return new BlockError(
+      'DF_NOT_SUPPORTED',
+      `A table of ${count} clusters of ${clusterSize} bytes is longer than one refcount block covers (${refcountsPerBlock} clusters)`,
+    );
   }
 
   #missing(cluster: number): BlockError {
