@@ -290,6 +290,13 @@ describe('image locks', () => {
     await io(uri, 'write 0 4k');
   });
 
+  it('keep other programs from changing the size of what is exported', async () => {
+    const { path, uri } = await serve();
+    const args = ['resize', '--shrink', '-f', 'raw', path, '512K'];
+    expect(await refusal('qemu-img', args)).toContain('Failed to get "resize" lock');
+    await io(uri, 'write 0 4k');
+  });
+
   it('of a virtual machine keep the daemon from writing until it is gone', async () => {
     const { scope, qmp, dir } = await serve();
     const [filename, monitor] = [join(dir, 'guest.img'), join(dir, 'guest.qmp')];

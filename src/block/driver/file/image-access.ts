@@ -4,7 +4,14 @@
  * while a change of permissions or a reopen is being prepared. Both may be under way at once.
  */
 import type { MaybePromise } from '../../../base/maybe-promise.js';
-import { PERM_ALL, type PermissionMask, type ShareMask } from '../../permissions.js';
+import {
+  PERM_ALL,
+  PERM_CONSISTENT_READ,
+  PERM_RESIZE,
+  PERM_WRITE,
+  type PermissionMask,
+  type ShareMask,
+} from '../../permissions.js';
 import { type AccessMode, descriptorOptions } from './file-options.js';
 import { type FileDriverName, ImageHandle } from './image-handle.js';
 
@@ -66,7 +73,7 @@ export class ImageAccess {
   /** @throws BlockError DF_LOCKED, DF_ACCESS …; all is as before then */
   preparePermissions(taken: PermissionMask, wanted: ShareMask): MaybePromise<void> {
     const mode = this.#nextMode ?? this.#mode;
-    const next = { taken, shared: mode.forceShare ? PERM_ALL : wanted };
+    const next = { taken, shared: mode.forceShare ? PERM_ALL : sharedOutside(taken, wanted) };
     const pending = this.#prepareHandle(mode, taken);
     if (pending === undefined) return this.#prepareLocks(next);
     return pending.then(() => this.#prepareLocks(next));
@@ -166,4 +173,12 @@ export class ImageAccess {
     const closed = file.close().finally(() => this.#retired.delete(closed));
     this.#retired.add(closed);
   }
+}
+
+/**
+ * What other programs may do. An export lets `block_resize` change its node's size, of which we know;
+ * another program that cuts the file off would take what clients have written, and nobody would know.
+ */
+function sharedOutside(taken: PermissionMask, wanted: ShareMask): ShareMask {
+  return (taken & (PERM_CONSISTENT_READ | PERM_WRITE)) === 0 ? wanted : wanted & ~PERM_RESIZE;
 }
