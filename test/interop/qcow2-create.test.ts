@@ -141,6 +141,23 @@ describe('new images, as qemu-img sees them', () => {
     expect(file.node.size).toBeLessThan(2 * MIB);
   });
 
+  for (const [clusterSize, size] of [
+    [512, 20 * 1024 * MIB],
+    [1024, 200 * 1024 * MIB],
+  ] as const) {
+    it(`with a table longer than a block of counts covers: clusters of ${clusterSize}`, async () => {
+      const { path } = await make({ size: 10 * MIB, clusterSize, refcountBits: 64 });
+      const small = await openImage(path, {}, RESIZER);
+      await small.node.write(3 * MIB, Buffer.alloc(5 * MIB, 7));
+      await small.node.truncate(size, { exact: true, preallocation: 'off' });
+      await small.node.write(size - MIB, Buffer.alloc(MIB, 8));
+      await small.close();
+      await expectSound(path);
+      await qemuIo(path, ['read -P 7 3M 5M', `read -P 8 ${size - MIB} 1M`]);
+      await expectSound((await make({ size, clusterSize })).path);
+    });
+  }
+
   it('that are large cost little', async () => {
     const { path } = await make({ size: 64 * 1024 * 1024 * MIB });
     await expectSound(path);

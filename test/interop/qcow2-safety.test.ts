@@ -195,7 +195,12 @@ describe('header fields are checked', () => {
   refuses('a short header', 100, u32(96), /^qcow2 header too short$/);
   refuses('a header past the cluster', 100, u32(1 << 20), /^qcow2 header exceeds cluster size$/);
   refuses('a backing name past the cluster', 8, u64(1n << 40n), /^Invalid backing file offset$/);
-  refuses('an encrypted image', 32, u32(2), /^Encrypted qcow2 images/);
+  refuses(
+    'an encrypted image',
+    32,
+    u32(2),
+    /^Parameter 'encrypt.key-secret' is required for cipher$/,
+  );
   refuses('a compression that there is not', 104, Buffer.from([9]), /unknown compression type: 9/);
   refuses('an unknown feature', 72, u64(1n << 40n), /^Unsupported qcow2 feature\(s\): Unknown/);
   refuses(

@@ -2,7 +2,6 @@
 /** Encryption of a new image. @see qapi QCryptoBlockCreateOptions */
 import { encodeCryptoHeader, QCOW2_EXT_CRYPTO } from '../../../../protocol/qcow2/extensions.js';
 import { QCOW2_CRYPT_AES, QCOW2_CRYPT_LUKS } from '../../../../protocol/qcow2/header.js';
-import { BlockError } from '../../../base/errors.js';
 import {
   formatLuks,
   type LuksFormat,
@@ -94,15 +93,8 @@ async function writeLuksHeader(
   pieces: PreparedEncryption['pieces'],
 ): Promise<void> {
   const { file, metadata, geometry, header, allocation } = image;
-  const { clusterSize, refcountsPerBlock } = geometry;
+  const { clusterSize } = geometry;
   const clusters = Math.ceil(length / clusterSize);
-  // Each refcount block lies in the range that it counts, and the header has to lie between two of them.
-  if (clusters >= refcountsPerBlock) {
-    throw new BlockError(
-      'DF_NOT_SUPPORTED',
-      `A LUKS header of ${length} bytes needs larger clusters than ${clusterSize} bytes`,
-    );
-  }
   const { offset } = await allocation.run(() => allocateContiguousLocked(image, clusters));
   await metadata.writeRefcounts();
   await file.writeZeroes(offset, clusters * clusterSize);

@@ -93,23 +93,18 @@ export class Refcounts {
     }
   }
 
-  /**
-   * Takes exactly `count` clusters that follow each other, for a table that needs more than one.
-   * @throws BlockError DF_NOT_SUPPORTED when a table is longer than what one block of counts covers:
-   *   a new block lies in front of the clusters that it counts, and so in the middle of the table
-   */
+  /** Takes exactly `count` clusters that follow each other, for a table that needs more than one. */
   async allocateContiguous(count: number): Promise<number> {
     const { refcountsPerBlock: perBlock } = this.#geometry;
+    // Each new block takes the first cluster that it counts: a longer run would be parted by one.
+    if (count >= perBlock) return this.#allocateLong(count);
     let free = 0;
-    let blocksMade = 0;
     for (let cluster = this.#searchFrom; ; cluster++) {
       free = (await this.refcount(cluster)) === 0 ? free + 1 : 0;
       if (free < count) continue;
       const first = cluster - count + 1;
       // A block that had to be made for the range lies in the range itself.
       if (!(await this.#ensureBlocks(first, count))) {
-        blocksMade++;
-        if (count >= perBlock && blocksMade > count / perBlock + 1) throw this.#tooLong(count);
         free = 0;
         cluster = first;
         continue;
@@ -223,16 +218,27 @@ export class Refcounts {
     block.markDirty(...refcountBytes(order, first, first + count - 1));
   }
 
-  #tooLong(count: number): BlockError {
-    const { refcountsPerBlock, clusterSize } = this.#geometry;
-    return new BlockError(
-      'DF_NOT_SUPPORTED',
-      `A table of ${count} clusters of ${clusterSize} bytes is longer than one refcount block covers (${refcountsPerBlock} clusters)`,
-    );
-  }
-
   #missing(cluster: number): BlockError {
     return new BlockError('DF_CORRUPT_IMAGE', `Host cluster ${cluster} has no refcount block`);
+  }
+
+  /** A run behind all that is counted, with the blocks that count it in front. */
+  async #allocateLong(count: number): Promise<number> {
+    const { clusterSize, refcountsPerBlock: perBlock } = this.#geometry;
+    let blocks = Math.ceil(count / perBlock);
+    while (Math.ceil((blocks + count) / perBlock) > blocks) blocks++;
+    for (;;) {
+      let number = this.#table.entries;
+      while (number > 0 && this.#blockOffset(number - 1) === 0) number--;
+      if (number + blocks > this.#table.entries) {
+        await this.#growTable(number + blocks - 1);
+        continue;
+      }
+      const first = number * perBlock;
+      this.#checkOffset((first + blocks + count) * clusterSize);
+      await this.#fillNewBlocks(this.#table, { first, count: blocks + count }, blocks);
+      return first + blocks;
+    }
   }
 
   /** Where a refcount block lies, bytes; 0: nowhere, all its counts are 0. */
