@@ -87,7 +87,7 @@ export class BlockGraph {
     };
   }
 
-  /** Puts a backend on a node. @throws BlockError DF_PERMISSION_CONFLICT and what drivers say */
+  /** Puts a backend on a node. @throws as `addEdge` */
   attach(backend: BlockBackend, node: BlockNode, permissions: Permissions): Promise<ChildEdge> {
     return this.exclusive(() => this.attachLocked(backend, node, permissions));
   }
@@ -122,8 +122,14 @@ export class BlockGraph {
     });
   }
 
-  /** One more user of `node`; checked against the others. Call under `exclusive`. */
+  /**
+   * One more user of `node`; checked against the others. Call under `exclusive`.
+   * @throws BlockError DF_NOT_FOUND for a node that was closed meanwhile, DF_INVALID for a graph too
+   *   deep, DF_PERMISSION_CONFLICT, and what drivers say
+   */
   async addEdge(parent: EdgeParent, node: BlockNode, options: EdgeOptions): Promise<ChildEdge> {
+    // Who looked the node up may have waited for the graph since.
+    if (!this.#known(node)) throw noSuchNode(node.name);
     if (depthBelow(node) >= GRAPH_DEPTH_MAX) {
       throw new BlockError('DF_INVALID', `The block graph is deeper than ${GRAPH_DEPTH_MAX} nodes`);
     }
@@ -201,7 +207,7 @@ export class BlockGraph {
     return this.exclusive(async () => {
       const node = this.#nodes.get(name);
       if (node === undefined) {
-        throw new BlockError('DF_NOT_FOUND', `Failed to find node with node-name='${name}'`);
+        throw noSuchNode(name);
       }
       if ([...node.parents].some((edge) => edge.role === 'root')) {
         throw new BlockError('DF_IN_USE', `Node ${name} is in use`, { node: name });
@@ -303,6 +309,10 @@ export function isBelow(parent: EdgeParent, node: BlockNode): boolean {
   if (parent === node) return true;
   for (const edge of node.children.values()) if (isBelow(parent, edge.node)) return true;
   return false;
+}
+
+function noSuchNode(name: string): BlockError {
+  return new BlockError('DF_NOT_FOUND', `Failed to find node with node-name='${name}'`);
 }
 
 function depthBelow(node: BlockNode): number {

@@ -99,6 +99,25 @@ describe('adding and removing', () => {
     expect(graph.nodes).toEqual([node]);
   });
 
+  it('refuses to attach to a node that was closed while the graph was awaited', async () => {
+    const { graph, driverOf, add } = memoryGraph();
+    const node = await add('a', 512);
+    const driver = driverOf(node);
+    const backend = new BlockBackend("export 'e'");
+    const removed = graph.remove('a');
+    const attached = graph.attach(backend, node, { taken: 0, shared: PERM_ALL });
+    await expect(attached).rejects.toMatchObject({
+      ...{ code: 'DF_NOT_FOUND', message: "Failed to find node with node-name='a'" },
+    });
+    await removed;
+    expect([driver.closed, backend.attached, node.parents.size]).toEqual([true, false, 0]);
+    // Another of the name is another node.
+    await add('a', 512);
+    await expect(graph.attach(backend, node, { taken: 0, shared: PERM_ALL })).rejects.toThrow(
+      "node-name='a'",
+    );
+  });
+
   it('flushes what was written before it closes', async () => {
     const { graph, driverOf, add } = memoryGraph();
     const node = await add('a', 512);
