@@ -40,8 +40,10 @@ export const NBD_BYTES_TOTAL_MAX = 160 * MIB;
 export const QMP_MESSAGE_MAX = 64 * MIB;
 /** Nesting of one QMP message; QEMU's MAX_NESTING. */
 export const QMP_NESTING_MAX = 1024;
-/** Tokens in one QMP message; QEMU's MAX_TOKEN_COUNT is 2 << 20. */
-export const QMP_TOKENS_MAX = 2 << 20;
+/** Tokens in one QMP message, each some 100 bytes of memory; QEMU's MAX_TOKEN_COUNT is 2 << 20. */
+export const QMP_TOKENS_MAX = 256 * KIB;
+/** Tokens in one reply to our own QMP client, which asked for it: a graph of thousands of nodes. */
+export const QMP_REPLY_TOKENS_MAX = 2 << 20;
 
 /** Log text that waits for a slow reader of our stderr, bytes; past it lines are dropped. */
 export const LOG_BUFFER_MAX = 4 * MIB;

@@ -23,7 +23,10 @@ export interface TokenSink {
   token(type: TokenType, bytes: Uint8Array): boolean;
   /** A byte that fits nowhere; `bytes` end with it. Returns true when lexing shall stop for now. */
   stray(bytes: Uint8Array): boolean;
-  /** Asked when input ends inside of a token that is this long, bytes. Throwing is not allowed. */
+  /**
+   * Asked when input ends inside of a token of which `length` bytes are kept. False: they are
+   * forgotten, and the token comes without them. Throwing is not allowed.
+   */
   partial(length: number): boolean;
 }
 
@@ -99,12 +102,6 @@ export class JsonLexer {
 
   constructor(readonly sink: TokenSink) {}
 
-  /** Forgets a token that has begun. */
-  reset(): void {
-    this.#state = 'start';
-    this.#forget();
-  }
-
   /**
    * Lexes `chunk` from `from`, until its end or until the sink says stop.
    *
@@ -140,7 +137,7 @@ export class JsonLexer {
       const piece = chunk.slice(tokenStart);
       this.#earlier.push(piece);
       this.#earlierLength += piece.byteLength;
-      if (!this.sink.partial(this.#earlierLength)) this.reset();
+      if (!this.sink.partial(this.#earlierLength)) this.#forget();
     }
     return byteLength;
   }

@@ -2,7 +2,8 @@
 /**
  * A stream of bytes to JSON values. Values are built while their bytes come, so that what is kept
  * is never much more than the value itself. A message ends when its brackets are balanced; a
- * message that is wrong is an error once it has ended, and the stream goes on behind it.
+ * message that is wrong is an error once it has ended, and the stream goes on behind it. One that
+ * exceeds a limit is an error at once; its rest is skipped, of which nothing is kept.
  */
 import type { JsonValue } from '../../protocol/qapi/types.js';
 import { BlockError } from '../base/errors.js';
@@ -61,43 +62,62 @@ class MessageBuilder {
   #brackets = 0;
   #tokens = 0;
   #bytes = 0;
+  #isRefused = false;
 
   constructor(readonly limits: JsonLimits) {}
 
-  get isEmpty(): boolean {
-    return this.#tokens === 0;
+  /** A limit was exceeded, and that has been told: the tokens to come are only counted. */
+  get isRefused(): boolean {
+    return this.#isRefused;
   }
-  get bytes(): number {
-    return this.#bytes;
+  /** The brackets are balanced, or there are too many that close. */
+  get isOver(): boolean {
+    const isOpen = this.#braces > 0 || this.#brackets > 0;
+    return !isOpen || this.#braces < 0 || this.#brackets < 0;
   }
 
-  /** Takes one token; returns the message when it ends with it. */
+  get isEmpty(): boolean {
+    return this.#tokens === 0 && !this.#isRefused;
+  }
+
+  /** Takes one token; returns the message when it ends with it, or exceeds a limit. */
   add(type: TokenType, bytes: Uint8Array): JsonMessage | undefined {
     if (type === '{') this.#braces++;
     else if (type === '}') this.#braces--;
     else if (type === '[') this.#brackets++;
     else if (type === ']') this.#brackets--;
+    if (this.#isRefused) return undefined;
     this.#tokens++;
+    const refused = this.checkSize(bytes.byteLength);
+    if (refused !== undefined) return refused;
     this.#bytes += bytes.byteLength;
-    if (this.#bytes > this.limits.message) return { error: 'JSON token size limit exceeded' };
-    if (this.#tokens > this.limits.tokens) return { error: 'JSON token count limit exceeded' };
+    if (this.#tokens > this.limits.tokens) return this.#refuse('JSON token count limit exceeded');
     if (this.#braces + this.#brackets > this.limits.nesting) {
-      return { error: 'JSON nesting depth limit exceeded' };
+      return this.#refuse('JSON nesting depth limit exceeded');
     }
     if (this.#error === undefined) this.#take(type, bytes);
-    const isOpen =
-      (this.#braces > 0 || this.#brackets > 0) && this.#braces >= 0 && this.#brackets >= 0;
-    return isOpen ? undefined : this.finish();
+    return this.isOver ? this.#finish() : undefined;
   }
 
-  /** The message as far as it has come. */
-  finish(): JsonMessage {
+  /** Asked while a token is coming: `length` bytes so far. */
+  checkSize(length: number): JsonMessage | undefined {
+    if (this.#isRefused || this.#bytes + length <= this.limits.message) return undefined;
+    return this.#refuse('JSON token size limit exceeded');
+  }
+
+  #finish(): JsonMessage {
     if (this.#error !== undefined) {
       const error = `JSON parse error, ${this.#error}`;
       return this.#duplicate === undefined ? { error } : { error, duplicate: this.#duplicate };
     }
     if (this.#value === undefined) return { error: 'JSON parse error, premature EOI' };
     return { value: this.#value };
+  }
+
+  #refuse(error: string): JsonMessage {
+    this.#isRefused = true;
+    this.#stack.length = 0;
+    return { error };
   }
 
   #fail(text: string): void {
@@ -214,14 +234,19 @@ export class JsonStream {
     this.#limits = { ...LIMITS, ...limits };
     this.#builder = new MessageBuilder(this.#limits);
     this.#lexer = new JsonLexer({
-      token: (type, bytes) => this.#done(this.#builder.add(type, bytes)),
-      stray: (bytes) =>
-        this.#done({ error: `JSON parse error, stray '${Buffer.from(bytes).toString()}'` }),
-      partial: (length) =>
-        !(
-          this.#builder.bytes + length > this.#limits.message &&
-          this.#done({ error: 'JSON token size limit exceeded' })
-        ),
+      token: (type, bytes) => {
+        const message = this.#builder.add(type, bytes);
+        if (this.#builder.isOver) this.#startAnew();
+        return this.#tell(message);
+      },
+      stray: (bytes) => {
+        this.#startAnew();
+        return this.#tell({ error: `JSON parse error, stray '${Buffer.from(bytes).toString()}'` });
+      },
+      partial: (length) => {
+        this.#tell(this.#builder.checkSize(length));
+        return !this.#builder.isRefused;
+      },
     });
   }
 
@@ -250,9 +275,12 @@ export class JsonStream {
     return !this.#builder.isEmpty;
   }
 
-  #done(message: JsonMessage | undefined): boolean {
-    if (message === undefined) return false;
+  #startAnew(): void {
     this.#builder = new MessageBuilder(this.#limits);
+  }
+
+  #tell(message: JsonMessage | undefined): boolean {
+    if (message === undefined) return false;
     this.#ready = message;
     return true;
   }

@@ -130,6 +130,50 @@ describe('limits', () => {
     ]);
   });
 
+  test('are told once and at once, and the rest of the message is skipped', () => {
+    const stream = new JsonStream({ tokens: 5 });
+    stream.feed(Buffer.from('{"a": [1, '));
+    expect(drain(stream)).toEqual(['JSON token count limit exceeded']);
+    stream.feed(Buffer.from('2, "}]}", [{}], {"b": [3, '));
+    expect(drain(stream)).toEqual([]);
+    expect(stream.isInMessage).toBe(true);
+    stream.feed(Buffer.from(']}, :, nil], "a": 4} [6]'));
+    expect(drain(stream)).toEqual([[6]]);
+  });
+
+  test.each<[string, Partial<JsonLimits>, string]>([
+    ['[1,2,3]', { tokens: 6 }, 'JSON token count limit exceeded'],
+    ['[[[[1],{}]],[1]]', { nesting: 3 }, 'JSON nesting depth limit exceeded'],
+    ['["abcdef", "g", ["h"]]', { message: 6 }, 'JSON token size limit exceeded'],
+    ['"abcdef"', { message: 6 }, 'JSON token size limit exceeded'],
+  ])('of %s are told before the next message comes', (text, limit, error) => {
+    expect(messages(`${text} [2]`, limit)).toEqual([error, [2]]);
+  });
+
+  test.each([
+    ['["', '"]'],
+    ['"', '"'],
+  ])('skip to the end of a string that is too long: %s', (open, close) => {
+    const stream = new JsonStream({ message: 50 });
+    const found: unknown[] = [];
+    for (const piece of [`${open}a`, 'x'.repeat(60), '1] ,{\\', '" z', `${close} [1]`]) {
+      stream.feed(Buffer.from(piece));
+      found.push(...drain(stream));
+    }
+    expect(found).toEqual(['JSON token size limit exceeded', [1]]);
+  });
+
+  test('end with 0xFF, too', () => {
+    const bytes = Buffer.concat([
+      Buffer.from('[1,2,3,4,['),
+      Buffer.from([0xff]),
+      Buffer.from('\n[1]'),
+    ]);
+    const found = messages(bytes, { tokens: 5 });
+    expect(found).toHaveLength(3);
+    expect([found[0], found[2]]).toEqual(['JSON token count limit exceeded', [1]]);
+  });
+
   test('are those that deep but legal messages fit in', () => {
     const text = `${'['.repeat(1024)}${']'.repeat(1024)}`;
     expect(messages(text)).toHaveLength(1);

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { QMP_QUEUE_MAX } from '../../../src/base/limits.js';
+import { QMP_QUEUE_MAX, QMP_TOKENS_MAX } from '../../../src/base/limits.js';
 import { NOTE, QmpPeer, TestServer, unixServer, VERSION } from './qmp-peer.js';
 
 let folder: string;
@@ -97,6 +97,15 @@ describe('a session', () => {
     const peer = await client();
     peer.send('{"execute": "echo" %%%\u00ff\n');
     expect((await peer.next()).error?.desc).toMatch(/^JSON parse error, stray/);
+    expect((await peer.ask('echo', { text: 'b' })).return).toBe('b');
+    peer.close();
+  });
+
+  test('answers a message of too many tokens once, and what comes behind it', async () => {
+    await server.listen('m', unixServer(path));
+    const peer = await client();
+    peer.send(`{"execute": "echo", "id": [1${',1'.repeat(QMP_TOKENS_MAX)}]}`);
+    expect((await peer.next()).error?.desc).toBe('JSON token count limit exceeded');
     expect((await peer.ask('echo', { text: 'b' })).return).toBe('b');
     peer.close();
   });
