@@ -389,6 +389,9 @@ export class MirrorJob extends BlockJob {
     this.#releaseSource();
     await this.#graph.detach(this.#sourceBackend);
     await this.#graph.detach(this.#targetBackend);
+    // A copy that was made in place had its users alone to keep it.
+    const [graph, { replaces }] = [this.#graph, this.#options];
+    if (replaces !== undefined) await graph.exclusive(() => graph.closeUnused(replaces));
     await this.#options.commit?.end({ keepWritable: this.#pivoted });
   }
 

@@ -292,11 +292,29 @@ describe('a mirror that replaces one copy', () => {
     const { data } = await qmp.event('BLOCK_JOB_COMPLETED');
     expect(data).not.toHaveProperty('error');
     expect(await children(qmp)).toEqual(['children.0 a', 'children.1 b', 'children.2 fresh']);
+    // Made in place, so the monitor has no say in it: the node went with its last user.
+    expect(await qmp.refused('blockdev-del', { 'node-name': 'c' })).toMatchObject({
+      desc: "Failed to find node with node-name='c'",
+    });
     await client.write(6 * MIB, block(0xaa));
     bytes.fill(0xaa, 6 * MIB, 6 * MIB + 4096);
     await writer.stop();
     await client.close();
     await served.stop();
     await expectImages(served, ['a', 'b', 'fresh'], bytes);
+  });
+
+  it('leaves a copy to the monitor that has added it', async () => {
+    const { qmp } = await serve('vote-threshold=2');
+    await qmp.execute('x-blockdev-change', { parent: 'q', node: 'fresh' });
+    await qmp.execute('blockdev-add', { driver: 'null-co', 'node-name': 'next', size: SIZE });
+    await qmp.execute('blockdev-mirror', {
+      ...{ 'job-id': 'repair', device: 'q', target: 'next', replaces: 'fresh', sync: 'none' },
+    });
+    await qmp.event('BLOCK_JOB_READY');
+    await qmp.execute('block-job-complete', { device: 'repair' });
+    expect((await qmp.event('BLOCK_JOB_COMPLETED')).data).not.toHaveProperty('error');
+    expect((await children(qmp)).at(-1)).toBe('children.3 next');
+    await qmp.execute('blockdev-del', { 'node-name': 'fresh' });
   });
 });
