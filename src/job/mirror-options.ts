@@ -104,6 +104,16 @@ export function checkMirrorNodes({ source, target, replaces, commit }: MirrorOpt
   }
 }
 
+/** For the end of a job that pivots. @throws BlockError when the graph has changed meanwhile */
+export function checkStillReplaceable({ source, target, replaces }: MirrorOptions): void {
+  if (replaces === undefined || canReplace(source, replaces)) return;
+  throw new BlockError(
+    'DF_INVALID',
+    `Can no longer replace '${replaces.name}' by '${target.name}', because it can no longer be ` +
+      'guaranteed that doing so would not lead to an abrupt change of visible data',
+  );
+}
+
 /**
  * Makes a mirror the only one of its source: after one has pivoted, another would not see what is
  * written, and lose it by its own pivot.

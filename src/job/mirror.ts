@@ -27,6 +27,7 @@ import { cancelledError } from './job.js';
 import { markInitialDirty } from './mirror-initial.js';
 import {
   checkMirrorNodes,
+  checkStillReplaceable,
   claimSource,
   type GranularOptions,
   type MirrorObserver,
@@ -403,6 +404,7 @@ export class MirrorJob extends BlockJob {
     const replaced = this.#options.replaces ?? this.source;
     await graph.exclusive(() =>
       drained([filter, this.source, this.target, replaced], async () => {
+        if (this.#pivot) checkStillReplaceable(this.#options);
         await lastCopies?.();
         await this.#options.commit?.unblockLocked();
         if (this.#pivot || this.type === 'commit') await this.#relaxTarget();
@@ -412,8 +414,7 @@ export class MirrorJob extends BlockJob {
         this.#pivoted = direct;
         this.#writes.filter = undefined;
         if (!this.#pivot || direct) return;
-        const own = this.#sourceBackend;
-        await graph.replaceLocked(replaced, this.target, ({ parent }) => parent !== own);
+        await graph.replaceLocked(replaced, this.target, (e) => e.parent !== this.#sourceBackend);
       }),
     );
   }

@@ -304,6 +304,31 @@ describe('a mirror that replaces one copy', () => {
     await expectImages(served, ['a', 'b', 'fresh'], bytes);
   });
 
+  it.each([
+    [
+      'is no copy of the source any more',
+      'x-blockdev-change',
+      { parent: 'q', child: 'children.2' },
+    ],
+    ['has got another user', 'blockdev-add', { driver: 'raw', 'node-name': 'user', file: 'c' }],
+  ])('fails when what it is to replace %s', async (_, command, args) => {
+    const { qmp } = await serve('vote-threshold=2');
+    await qmp.execute('blockdev-mirror', {
+      ...{ 'job-id': 'repair', device: 'q', target: 'fresh', replaces: 'c', sync: 'full' },
+    });
+    await qmp.event('BLOCK_JOB_READY');
+    await qmp.execute(command, args);
+    const before = await children(qmp);
+    await qmp.execute('block-job-complete', { device: 'repair' });
+    expect((await qmp.event('BLOCK_JOB_COMPLETED')).data).toMatchObject({
+      error:
+        "Can no longer replace 'c' by 'fresh', because it can no longer be guaranteed that doing " +
+        'so would not lead to an abrupt change of visible data',
+    });
+    expect(await children(qmp)).toEqual(before);
+    await qmp.execute('blockdev-del', { 'node-name': 'fresh' });
+  });
+
   it('leaves a copy to the monitor that has added it', async () => {
     const { qmp } = await serve('vote-threshold=2');
     await qmp.execute('x-blockdev-change', { parent: 'q', node: 'fresh' });
