@@ -85,7 +85,7 @@ export function formatNbdFilename(
         ? `nbd+unix://?socket=${address.path}`
         : `nbd+unix:///${exportName}?socket=${address.path}`;
     case 'websocket':
-      return address.url;
+      return webSocketName(address.url, exportName);
     case 'fd':
       return undefined;
   }
@@ -132,6 +132,13 @@ function webSocketTarget(uri: UriParts, options: { tls: boolean }): NbdTarget {
   const url = `${scheme}://${uri.authority}${path}${query.length > 0 ? '?' : ''}${query.join('&')}`;
   const exportName = named ?? exportOfPath(uri);
   return { address: { type: 'websocket', url }, exportName, ...options };
+}
+
+/** The URL, with the export's name where its path does not say it. */
+function webSocketName(url: string, exportName: string): string {
+  const [, path = '', query = ''] = /^wss?:\/\/[^/?]*([^?]*)(\?.*)?$/i.exec(url) ?? [];
+  if (path.replace(/^\//, '') === encodeURI(exportName)) return url;
+  return `${url}${query === '' ? '?' : '&'}export=${encodeURIComponent(exportName)}`;
 }
 
 /** One slash belongs to the URI, further ones to the name. */

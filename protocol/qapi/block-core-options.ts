@@ -30,7 +30,7 @@ import {
   uint64,
   union,
 } from './define.js';
-import { SocketAddress } from './sockets.js';
+import { NbdServerAddress } from './sockets.js';
 import type { AnyType } from './types.js';
 
 export const BlockdevDiscardOptions = enumeration('BlockdevDiscardOptions', {
@@ -189,7 +189,7 @@ export const BlockdevOptionsBlkverify = struct('BlockdevOptionsBlkverify', {
 export const BlockdevOptionsNbd = struct('BlockdevOptionsNbd', {
   doc: 'An export of an NBD server.',
   members: {
-    server: required(SocketAddress, 'address of the server'),
+    server: required(NbdServerAddress, 'address of the server'),
     export: optional(str, 'name of the export', { default: 'the empty name' }),
     'tls-hostname': optional(
       str,

@@ -39,6 +39,33 @@ export const SocketAddress = union('SocketAddress', {
   branches: { inet: InetSocketAddress, unix: UnixSocketAddress, fd: FdSocketAddress },
 });
 
+const NbdServerAddressType = enumeration('NbdServerAddressType', {
+  doc: 'Kinds of addresses at which an NBD client finds its server.',
+  values: {
+    inet: 'a TCP address',
+    unix: 'a UNIX socket',
+    fd: 'a descriptor that the process inherited',
+    websocket: 'a WebSocket (ours, not in QEMU)',
+  },
+});
+
+const WebSocketAddress = struct('WebSocketAddress', {
+  doc: 'A server that speaks NBD in binary frames of WebSocket.',
+  members: { url: required(str, 'ws://HOST[:PORT][/PATH][?QUERY]; it does not name the export') },
+});
+
+export const NbdServerAddress = union('NbdServerAddress', {
+  doc: 'Where an NBD server is.',
+  members: { type: required(NbdServerAddressType, 'kind of address') },
+  discriminator: 'type',
+  branches: {
+    inet: InetSocketAddress,
+    unix: UnixSocketAddress,
+    fd: FdSocketAddress,
+    websocket: WebSocketAddress,
+  },
+});
+
 const InetSocketAddressWrapper = struct('InetSocketAddressWrapper', {
   doc: 'A TCP address.',
   members: { data: required(InetSocketAddress, 'the address') },

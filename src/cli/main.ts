@@ -13,8 +13,8 @@ Moves a disk that is in use to another NBD server, and its users with it, while 
 
   --from MONITOR      monitor of the daemon that has the disk: a socket's path, or HOST:PORT
   --node NAME         the disk there
-  --to URI            where it goes: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH,
-                      a writable export of the same size
+  --to URI            where it goes: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or
+                      ws://HOST[:PORT]/EXPORT, a writable export of the same size
   --speed BYTES       bytes a second at most, with k, M, G or T for powers of 1024; 0: no limit
   --copy-mode MODE    when a write reaches the target: background, write-blocking or auto (default),
                       which slows writers down when they write as fast as the disk is copied

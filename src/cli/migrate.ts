@@ -74,14 +74,11 @@ export async function migrate(options: MigrateOptions): Promise<number> {
 /** The target as a node. @throws Error when the URI is none that a daemon could connect to */
 function targetOptions({ to, target }: Plan) {
   const { address, exportName, tls } = parseNbdTarget(to);
-  if (tls) throw new Error(`--to ${to}: diskferry has no TLS; use nbd:// or nbd+unix://`);
-  if (address.type === 'websocket') {
-    throw new Error(`--to ${to}: it has to be a server on TCP (nbd://) or UNIX (nbd+unix://)`);
-  }
+  if (tls) throw new Error(`--to ${to}: diskferry has no TLS; use nbd://, nbd+unix:// or ws://`);
   return {
     driver: 'nbd',
     'node-name': target,
-    server: address.type === 'unix' ? { ...address } : { ...address, port: String(address.port) },
+    server: address.type === 'inet' ? { ...address, port: String(address.port) } : { ...address },
     export: exportName,
     discard: 'unmap',
   };

@@ -108,7 +108,7 @@ describe('diskferry', () => {
     [['migrate', 'x'], "Unexpected argument 'x'"],
     [['migrate', '--from', 'x'], 'migrate needs --from MONITOR, --node NAME and --to URI'],
     [['migrate', '--from', 'x', '--node', 'n', '--to', 'host-b'], 'host-b'],
-    [['migrate', '--from', 'x', '--node', 'n', '--to', 'ws://h/x'], '--to ws://h/x'],
+    [['migrate', '--from', 'x', '--node', 'n', '--to', 'wss://h/x'], 'diskferry has no TLS'],
     [['migrate', '--from', 'x', '--node', 'n', '--to', 'nbds://h/x'], 'diskferry has no TLS'],
     [['qmp', 'x'], 'usage: diskferry qmp MONITOR COMMAND'],
     [['qmp', '/nonexistent/qmp', 'quit'], "no QMP monitor at '/nonexistent/qmp'"],

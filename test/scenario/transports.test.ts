@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 /** The ways into a daemon, and the ways it comes and goes: whole processes with real clients. */
 import { existsSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFile, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { WebSocket } from 'ws';
 import { NbdClient } from '../../src/nbd.js';
 import { daemonCommand, startDaemon, waitUntil } from '../support/daemon.js';
+import { diskferry } from '../support/diskferry.js';
 import { MIB, makeImage, patternBytes, readRange } from '../support/images.js';
 import { runPeer, spawnTracked, tryPeer } from '../support/peers.js';
 import { QmpClient } from '../support/qmp-client.js';
@@ -79,6 +80,19 @@ describe('a socket of the service manager', () => {
   });
 });
 
+/** A daemon with data, and another with an empty disk behind a WebSocket. */
+async function webSocketTarget(scope: Scope) {
+  const served = await serveImage(scope, { size: SIZE, data: [{ offset: 0, length: MIB }] });
+  const path = join(await scope.tempDir(), 'target.img');
+  await makeImage(path, { size: SIZE });
+  const server = 'addr.type=inet,addr.host=127.0.0.1,addr.port=0,websocket=on';
+  const daemon = await startDaemon(scope, [
+    ...[...blockdev(path), '--nbd-server', server, ...exported],
+  ]);
+  const [port] = await daemon.tcpPorts();
+  return { served, path, url: `ws://127.0.0.1:${port}/disk` };
+}
+
 describe('NBD over WebSocket', () => {
   it('gives the bytes of the image to our client, and takes writes', async () => {
     const scope = testScope();
@@ -98,6 +112,54 @@ describe('NBD over WebSocket', () => {
     expect(bytes.equals(await readFile(path))).toBe(true);
     await client.write(512, patternBytes(1024, 9));
     expect((await readRange(path, 512, 1024)).equals(patternBytes(1024, 9))).toBe(true);
+  });
+
+  it('is a target for migrations, drive-mirror and conversions', async () => {
+    const scope = testScope();
+    const { served, path, url } = await webSocketTarget(scope);
+    const image = await readFile(served.path);
+    const empty = () => truncate(path, 0).then(() => truncate(path, SIZE));
+
+    const migrated = await diskferry([
+      ...['migrate', '--from', served.daemon.qmpPath, '--node', 'disk', '--to', url, '--copy-only'],
+    ]);
+    expect(migrated).toMatchObject({ code: 0, stdout: `copied: 'disk' to ${url}\n` });
+    expect((await readFile(path)).equals(image)).toBe(true);
+
+    await empty();
+    const qmp = await served.daemon.qmp(scope);
+    const job = { 'job-id': 'job', device: 'disk', sync: 'full', mode: 'existing' };
+    await qmp.execute('drive-mirror', { ...job, target: url });
+    await qmp.event('BLOCK_JOB_READY');
+    await qmp.execute('block-job-cancel', { device: 'job' });
+    await qmp.event('BLOCK_JOB_COMPLETED');
+    expect((await readFile(path)).equals(image)).toBe(true);
+
+    await empty();
+    const convert = ['img', 'convert', '-n', '-f', 'raw', '-O', 'raw', served.uri, url];
+    expect(await diskferry(convert)).toMatchObject({ code: 0, stderr: '' });
+    expect((await readFile(path)).equals(image)).toBe(true);
+  });
+
+  it('is an address of the driver nbd, which refuses what is none', async () => {
+    const scope = testScope();
+    const { served, url } = await webSocketTarget(scope);
+    const qmp = await served.daemon.qmp(scope);
+    const add = (server: object) =>
+      qmp.execute('blockdev-add', { driver: 'nbd', 'node-name': 'n', server, export: 'disk' });
+    const bare = url.replace(/disk$/, '');
+    for (const [wrong, text] of [
+      ['http://h/', "'http' is no scheme"],
+      ['nbd://h/', "'nbd://h/' is no WebSocket URL"],
+      ['wss://h/', 'The driver nbd has no TLS'],
+      [`${bare}?export=disk`, "the option 'export' names the export"],
+    ] as const) {
+      await expect(add({ type: 'websocket', url: wrong })).rejects.toThrow(text);
+    }
+    await add({ type: 'websocket', url: bare });
+    const nodes =
+      await qmp.execute<{ 'node-name': string; file: string }[]>('query-named-block-nodes');
+    expect(nodes.find((node) => node['node-name'] === 'n')?.file).toBe(`${bare}?export=disk`);
   });
 
   it('greets any WebSocket client in a binary message', async () => {

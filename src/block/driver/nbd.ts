@@ -175,23 +175,14 @@ export const nbdDefinition: DriverDefinition = {
 /** File names that mean an export. */
 const NBD_NAME = /^(nbds?|wss?|nbds?\+(tcp|unix)):/i;
 
-/** @throws BlockError DF_INVALID for a name that is wrong, DF_NOT_SUPPORTED for one that needs TLS or WebSocket */
+/** @throws BlockError DF_INVALID for a name that is wrong, DF_NOT_SUPPORTED for one that needs TLS */
 function optionsOfName(name: string): DriverOptions {
   const { address, exportName, tls } = parseName(name);
-  if (tls || address.type === 'websocket') {
-    const what = tls ? 'TLS' : 'WebSocket';
-    throw new BlockError('DF_NOT_SUPPORTED', `The driver nbd has no ${what}: '${name}'`);
-  }
-  const server =
-    address.type === 'unix'
-      ? { ...address }
-      : {
-          type: 'inet',
-          host: address.host,
-          port: String(address.port),
-          ...(address.family !== undefined ? { [`ipv${address.family}`]: true } : {}),
-        };
-  return { server, export: exportName };
+  if (tls) throw new BlockError('DF_NOT_SUPPORTED', `The driver nbd has no TLS: '${name}'`);
+  if (address.type !== 'inet') return { server: { ...address }, export: exportName };
+  const { host, port, family } = address;
+  const only = family !== undefined ? { [`ipv${family}`]: true } : {};
+  return { server: { type: 'inet', host, port: String(port), ...only }, export: exportName };
 }
 
 function parseName(name: string): ReturnType<typeof parseNbdTarget> {
@@ -249,9 +240,10 @@ function checkContext(client: NbdClient, wanted: string | undefined): void {
   throw new BlockError('DF_NOT_FOUND', `requested x-dirty-bitmap ${wanted} not found`);
 }
 
-/** QAPI SocketAddress. @throws BlockError DF_INVALID for a port or descriptor that is no number */
+/** QAPI NbdServerAddress. @throws BlockError DF_INVALID for a port, descriptor or URL that is none */
 function parseServer(server: NbdOptions['server']): NbdAddress {
   if (server.type === 'unix') return { type: 'unix', path: String(server.path) };
+  if (server.type === 'websocket') return { type: 'websocket', url: checkedUrl(server.url) };
   if (server.type === 'fd') return { type: 'fd', fd: parseNumber(server.str, 'fd', 1 << 20) };
   const port = parseNumber(server.port, 'port', 65_535);
   const host = String(server.host);
@@ -266,6 +258,18 @@ function parseServer(server: NbdOptions['server']): NbdAddress {
     return { type: 'inet', host, port, family: 6 };
   }
   return { type: 'inet', host, port };
+}
+
+/** @throws BlockError DF_INVALID for what is no WebSocket URL, DF_NOT_SUPPORTED for wss:// */
+function checkedUrl(given: unknown): string {
+  const url = String(given);
+  const { address, tls } = parseName(url);
+  if (tls) throw new BlockError('DF_NOT_SUPPORTED', `The driver nbd has no TLS: '${url}'`);
+  if (/[?&;]export=/.test(url)) {
+    throw new BlockError('DF_INVALID', `'${url}': the option 'export' names the export, not 'url'`);
+  }
+  if (address.type === 'websocket') return url;
+  throw new BlockError('DF_INVALID', `'${url}' is no WebSocket URL: those begin with ws://`);
 }
 
 function parseNumber(text: unknown, what: string, max: number): number {

@@ -38,8 +38,9 @@ export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and o
   resize [-f FMT] [--preallocation MODE] [--shrink] [-q] [--image-opts] FILE [+|-]SIZE
   snapshot [-l | -c NAME | -a NAME | -d NAME] [-f FMT] [-q] [-U] [--image-opts] FILE
 
-FILE is a path, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or json:{...}; a format
-that is not given is found out by the first bytes. Encrypted disks need a secret:
+FILE is a path, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, ws://HOST:PORT/EXPORT or
+json:{...}; a format that is not given is found out by the first bytes. Encrypted disks need a
+secret:
   --object secret,id=ID,file=PATH --image-opts driver=luks,key-secret=ID,file.filename=PATH
 `;
 

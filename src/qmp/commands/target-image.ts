@@ -72,6 +72,6 @@ async function openDescribed(graph: BlockGraph, args: TargetArguments): Promise<
  * whoever writes to it choose how we read it.
  */
 function formatOf(target: string): string {
-  if (/^nbd(\+[a-z]+)?:/.test(target)) return 'raw';
+  if (/^(nbd(\+[a-z]+)?|ws):/.test(target)) return 'raw';
   throw new BlockError('DF_INVALID', "Parameter 'format' is missing: mode 'existing' needs it");
 }

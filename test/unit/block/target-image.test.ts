@@ -95,6 +95,10 @@ describe('the file name of an image', () => {
       'nbd:host:77:exportname=n',
       { driver: 'nbd', server: { type: 'inet', host: 'host', port: '77' }, export: 'n' },
     ],
+    [
+      'ws://host:80/name',
+      { driver: 'nbd', server: { type: 'websocket', url: 'ws://host:80/name' }, export: 'name' },
+    ],
   ])('%s means %j', async (filename, options) => {
     expect(await filenameOptions(makeGraph().graph.drivers, filename)).toEqual(options);
   });
@@ -103,7 +107,7 @@ describe('the file name of an image', () => {
     ['', "The 'file' block driver requires a file name"],
     ['foo:bar', "Unknown protocol 'foo'"],
     ['nbds://host/name', "The driver nbd has no TLS: 'nbds://host/name'"],
-    ['ws://host/name', "The driver nbd has no WebSocket: 'ws://host/name'"],
+    ['wss://host/name', "The driver nbd has no TLS: 'wss://host/name'"],
   ])('%j is refused: %s', async (filename, text) => {
     await expect(filenameOptions(makeGraph().graph.drivers, filename)).rejects.toThrow(text);
   });

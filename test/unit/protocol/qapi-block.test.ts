@@ -47,6 +47,9 @@ const OURS_OR_NEWER = [
   'block-export-add.allow-inactive', // QEMU 10.0
   'block-export-del.mode=hide', // ours
   'nbd-server-remove.mode=hide', // ours
+  'blockdev-add(nbd).server.type=websocket', // ours
+  'blockdev-reopen.options[](nbd).server.type=websocket', // ours
+  'blockdev-create.options(luks).file(nbd).server.type=websocket', // ours
   'blockdev-add(nbd).connections', // ours
   'blockdev-reopen.options[](nbd).connections', // ours
   'blockdev-add(copy-before-write).min-cluster-size', // QEMU 9.2

@@ -81,3 +81,14 @@ test('writes file names as QEMU does', () => {
   expect(formatNbdFilename({ ...host, family: 4 }, 'x')).toBe(undefined);
   expect(formatNbdFilename({ type: 'fd' }, 'x')).toBe(undefined);
 });
+
+test.each([
+  ['ws://h:80/', '', 'ws://h:80/'],
+  ['ws://h:80/a%20b', 'a b', 'ws://h:80/a%20b'],
+  ['ws://h:80/', 'a&b', 'ws://h:80/?export=a%26b'],
+  ['ws://h:80/nbd', '', 'ws://h:80/nbd?export='],
+  ['wss://h/p?t=1', 'disk', 'wss://h/p?t=1&export=disk'],
+])('the file name of %s with export %j reads back as the same', (url, exportName, name) => {
+  expect(formatNbdFilename({ type: 'websocket', url }, exportName)).toBe(name);
+  expect(parseNbdTarget(name)).toMatchObject({ address: { type: 'websocket', url }, exportName });
+});
