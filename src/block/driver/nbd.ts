@@ -2,11 +2,14 @@
 /** A node over an export of an NBD server. @see qapi BlockdevOptionsNbd */
 
 import { NbdUriError, parseNbdTarget } from '../../../protocol/nbd/uri.js';
+import { errorText } from '../../base/error-text.js';
 import { BlockError } from '../../base/errors.js';
 import { MIB, NBD_UNIX_SEND_BUFFER } from '../../base/limits.js';
+import { subjectLog } from '../../base/log.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import { type NbdAddress, nbdFilename } from '../../nbd/client/address.js';
 import { NbdClient } from '../../nbd/client/client.js';
+import type { NbdClientEvent } from '../../nbd/client/pool.js';
 import type { NbdExtent } from '../../nbd/client/request.js';
 import { setSendBuffer } from '../../sys/socket-buffer.js';
 import {
@@ -209,6 +212,7 @@ async function openNbd(given: DriverOptions, context: OpenContext): Promise<Bloc
     openTimeoutSeconds: options['open-timeout'] ?? 0,
     ...(connections === undefined ? {} : { connections }),
     signal: context.signal,
+    onEvent: (event) => tell(context.nodeName, exportName, event),
     tuneUnixSocket: (fd) => setSendBuffer(fd, NBD_UNIX_SEND_BUFFER),
   });
   try {
@@ -220,6 +224,13 @@ async function openNbd(given: DriverOptions, context: OpenContext): Promise<Bloc
     await client.close();
     throw error;
   }
+}
+
+/** The loss for good of a server is told where nobody may be asking for data just then. */
+function tell(node: string, exportName: string, event: NbdClientEvent): void {
+  if (event.type !== 'failed') return;
+  const fields = { event: 'nbd.client.failed', export: exportName };
+  subjectLog({ node }).warn(fields, errorText(event.error));
 }
 
 /** True when the export can't be written and that is fine. */

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
+import { pino } from 'pino';
 import { describe, expect, it } from 'vitest';
+import { rootLog, setRootLog } from '../../../../src/base/log.js';
 import {
   REQ_FUA,
   REQ_MAY_UNMAP,
@@ -171,6 +173,34 @@ describe('nbd', () => {
     await refused({ type: 'inet', host: 'h', port: 'x' }).toThrow("'x' is not a valid port number");
     await refused({ type: 'inet', host: 'h', port: '70000' }).toThrow('valid port');
     await refused({ type: 'fd', str: 'monitor' }).toThrow("'monitor' is not a valid fd number");
+  });
+
+  it('tells in the log and in the error why a lying server was dropped', async () => {
+    const scope = testScope();
+    const lines: string[] = [];
+    const before = rootLog();
+    setRootLog(pino({ level: 'warn' }, { write: (line) => void lines.push(line) }));
+    scope.defer(() => setRootLog(before));
+    const { node, close } = await open(
+      scope,
+      {
+        onRequest: (connection, request) => {
+          if (request.type === 0) connection.send(Buffer.alloc(16));
+          return request.type === 0;
+        },
+      },
+      { export: 'disk' },
+    );
+    await expect(node.read(0, Buffer.alloc(512))).rejects.toThrow(/was dropped: .*invalid magic/);
+    expect(lines).toHaveLength(1);
+    expect(JSON.parse(lines[0] ?? '')).toMatchObject({
+      level: 40,
+      node: node.name,
+      event: 'nbd.client.failed',
+      export: 'disk',
+      msg: expect.stringMatching(/was dropped: .*invalid magic/),
+    });
+    await close();
   });
 
   it('fails with what the server says', async () => {
