@@ -3,7 +3,11 @@
 
 import type { RawData, WebSocket } from 'ws';
 import { BlockError } from '../../base/errors.js';
-import { NBD_KEEPALIVE_IDLE_MS, NBD_WEBSOCKET_FRAME_MAX } from '../../base/limits.js';
+import {
+  NBD_GOODBYE_MS,
+  NBD_KEEPALIVE_IDLE_MS,
+  NBD_WEBSOCKET_FRAME_MAX,
+} from '../../base/limits.js';
 import { webSockets } from '../../base/web-sockets.js';
 import {
   abortReason,
@@ -57,7 +61,11 @@ class WebSocketTransport implements Transport {
 
   end(): void {
     clearInterval(this.#pings);
-    this.#socket.close();
+    const socket = this.#socket;
+    // A server that reads no more must not keep the descriptor, nor the process.
+    const timer = setTimeout(() => socket.terminate(), NBD_GOODBYE_MS);
+    socket.once('close', () => clearTimeout(timer));
+    socket.close();
   }
 
   destroy(): void {

@@ -21,6 +21,8 @@ export class WebSocketTransport implements Transport {
   #busy = false;
   #rest: Buffer[] = [];
   #unanswered = 0;
+  /** Nothing but the client's closing frame is waited for. */
+  #finishing = false;
   #pings: NodeJS.Timeout | undefined;
 
   constructor(socket: WebSocket, peer: string) {
@@ -63,7 +65,7 @@ export class WebSocketTransport implements Transport {
   }
 
   pause(): void {
-    this.#socket.pause();
+    if (!this.#finishing) this.#socket.pause();
   }
 
   resume(): void {
@@ -78,6 +80,7 @@ export class WebSocketTransport implements Transport {
   }
 
   finish(): void {
+    this.#finishing = true;
     this.#socket.close(NORMAL_CLOSURE);
     this.#socket.resume();
   }
@@ -94,7 +97,7 @@ export class WebSocketTransport implements Transport {
 
   #feed(message: Buffer): void {
     const owner = this.#owner;
-    if (owner === undefined) return;
+    if (owner === undefined || this.#finishing) return;
     // A message that was under way when reading stopped still arrives.
     if (this.#rest.length > 0) {
       this.#rest.push(message);
@@ -103,7 +106,7 @@ export class WebSocketTransport implements Transport {
     const rest = deliver(message, owner);
     if (rest === undefined) return;
     if (rest.byteLength > 0) this.#rest.push(rest);
-    this.#socket.pause();
+    this.pause();
   }
 
   #ping(): void {

@@ -83,6 +83,32 @@ test('comes back over WebSocket, too', async () => {
   await exercise(scope, peer, client);
 });
 
+test('a WebSocket server that does not answer a goodbye is left', async () => {
+  const scope = testScope();
+  const peer = await FakeNbdPeer.start(scope);
+  const port = Number(new URL(await webSocketServer(scope, peer)).port);
+  let deaf = false;
+  let left = (): void => {};
+  const gone = new Promise<void>((resolve) => {
+    left = resolve;
+  });
+  const relay = createServer((socket) => {
+    const upstream = connect(port, '127.0.0.1');
+    scope.defer(() => upstream.destroy());
+    upstream.on('data', (data) => deaf || socket.write(data));
+    socket.on('data', (data) => deaf || upstream.write(data));
+    socket.on('close', left);
+  });
+  relay.listen(0, '127.0.0.1');
+  await once(relay, 'listening');
+  scope.defer(() => relay.close());
+  const url = `ws://127.0.0.1:${(relay.address() as AddressInfo).port}/`;
+  const client = await NbdClient.connect({ address: { type: 'websocket', url } });
+  deaf = true;
+  await client.close();
+  await gone;
+});
+
 test('a WebSocket server that has no NBD is refused', async () => {
   const scope = testScope();
   const server = createServer((socket) => socket.end('HTTP/1.1 404 Not Found\r\n\r\n'));

@@ -105,6 +105,19 @@ describe('WebSocket', () => {
     expect(served.server.connections()[0]?.transport).toBe('websocket');
   });
 
+  it('is closed in order when the client disconnects', async () => {
+    const { scope, server } = await serve();
+    const address = await server.listen({ type: 'websocket', host: '127.0.0.1', port: 0 });
+    if (address.type !== 'websocket') throw new Error('not WebSocket');
+    const socket = new WebSocket(`ws://127.0.0.1:${address.port}/`);
+    scope.defer(() => socket.terminate());
+    await new Promise((resolve) => socket.once('open', resolve));
+    const code = new Promise((resolve) => socket.once('close', resolve));
+    const option = encodeOption(OPT.EXPORT_NAME, Buffer.from('disk'));
+    socket.send(Buffer.concat([u32(3), option, encodeRequest({ type: CMD.DISC })]));
+    expect(await code).toBe(1000);
+  });
+
   it('closes on text', async () => {
     const { scope, server } = await serve();
     const address = await server.listen({ type: 'websocket', host: '127.0.0.1', port: 0 });
