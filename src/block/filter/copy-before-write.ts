@@ -162,8 +162,11 @@ export class CopyBeforeWriteDriver extends PassThroughDriver {
   /** @throws BlockError when the snapshot can't begin: the node below, or the bitmap, is another now */
   preparePermissions(taken: PermissionMask, shared: ShareMask): void {
     this.#nextUsed = isUsed({ taken, shared });
-    if (!this.#nextUsed || this.#left !== undefined) return;
-    const bitmap = this.#options.whenUsed?.();
+    const { whenUsed } = this.#options;
+    // The filter of a job begins with the job: what comes under it later may be longer.
+    if (whenUsed === undefined) return;
+    if (!this.#nextUsed || this.#used || this.#left !== undefined) return;
+    const bitmap = whenUsed();
     const { name } = this.child.node;
     if (this.child.size !== this.copies.size) {
       const text = `Node '${name}' has changed its size since its filter was made`;
