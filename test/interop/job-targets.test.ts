@@ -223,10 +223,17 @@ async function startQemu(scope: Scope, image: string) {
     ...['-drive', `if=none,id=d0,node-name=n0,format=raw,discard=unmap,file=${image}`],
     ...['-qmp', `unix:${path},server=on,wait=off`],
   ]);
-  await waitUntil(() => existsSync(path), { what: () => 'the monitor of QEMU' });
-  const qmp = await QmpClient.connect(path);
-  scope.defer(() => qmp.close());
-  return { qmp, stop };
+  let qmp: QmpClient | undefined;
+  // The socket is there a moment before anybody listens on it.
+  const connected = async (): Promise<boolean> => {
+    qmp = await QmpClient.connect(path).catch(() => undefined);
+    return qmp !== undefined;
+  };
+  await waitUntil(connected, { what: () => 'the monitor of QEMU' });
+  if (qmp === undefined) throw new Error('QEMU has no monitor');
+  const monitor: QmpClient = qmp;
+  scope.defer(() => monitor.close());
+  return { qmp: monitor, stop };
 }
 
 /** Writes by the block layer of the emulator, as its guest would. */

@@ -14,7 +14,7 @@ import { Random } from '../support/qcow2-model.js';
 import { makeImage, randomParameters } from '../support/qcow2-parameters.js';
 import { testScope } from '../support/temp.js';
 
-const IMAGES = Number(process.env.QCOW2_RANDOM_IMAGES ?? 320);
+const IMAGES = Number(process.env.QCOW2_RANDOM_IMAGES ?? 180);
 const FIRST_SEED = Number(process.env.QCOW2_RANDOM_SEED ?? 1);
 const KEEP = process.env.QCOW2_RANDOM_KEEP;
 /** Sequences of requests from an open to a close, of each image. */
