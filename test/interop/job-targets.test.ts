@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 /** Mirror and backup between the daemon and the NBD servers and jobs of other projects. */
-import { existsSync } from 'node:fs';
 import { copyFile, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
