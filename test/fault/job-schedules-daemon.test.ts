@@ -334,6 +334,14 @@ class DaemonRun {
     expect(lost, 'differences without a mark').toEqual([]);
   }
 
+  /** The target can be reached and does not answer, and nobody has mended that. */
+  get #isSilent(): boolean {
+    const { steps } = this.schedule;
+    const last = (wanted: (step: Step) => boolean): number => steps.findLastIndex(wanted);
+    const silent = last((step) => step.act === 'break' && step.fault === 'wire silent');
+    return silent > last((step) => step.act === 'heal') && this.#ending !== 'heal';
+  }
+
   /** It ends with 0 and leaves nothing; what was acknowledged is in the source. */
   async #endDaemon(): Promise<void> {
     const { bench } = this;
@@ -346,7 +354,9 @@ class DaemonRun {
       daemon.exited,
       sleep(END_TIMEOUT_MS, undefined, { ref: false }),
     ]);
-    expect(exit, daemon.log).toEqual({ code: 0, signal: null });
+    // What a target that says nothing has not flushed is given up after a while, which the status tells.
+    const gaveUp = this.#isSilent && daemon.log.includes('gave up closing nodes');
+    expect(exit, daemon.log).toEqual({ code: gaveUp ? 1 : 0, signal: null });
     await bench.settled();
     expect(await readdir(daemon.dir), 'files that are left').toEqual([]);
     const sockets = [paths.nbd, paths.patient].filter((path) => existsSync(path));
