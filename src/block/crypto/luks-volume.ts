@@ -172,6 +172,29 @@ export interface LuksFormatOptions {
   readonly iterTimeMs?: number | undefined;
 }
 
+/** The names of these options where a user gives them. @see qapi QCryptoBlockCreateOptionsLUKS */
+export interface WireLuksFormat {
+  readonly 'cipher-alg'?: LuksFormatOptions['algorithm'];
+  readonly 'cipher-mode'?: LuksFormatOptions['mode'];
+  readonly 'ivgen-alg'?: LuksFormatOptions['ivGenerator'];
+  readonly 'ivgen-hash-alg'?: LuksFormatOptions['ivHash'];
+  readonly 'hash-alg'?: LuksFormatOptions['hash'];
+  readonly 'iter-time'?: number;
+}
+
+/** @param passphrase what is to unlock the new volume */
+export function luksFormatOptions(wire: WireLuksFormat, passphrase: Uint8Array): LuksFormatOptions {
+  return {
+    passphrase,
+    algorithm: wire['cipher-alg'],
+    mode: wire['cipher-mode'],
+    ivGenerator: wire['ivgen-alg'],
+    ivHash: wire['ivgen-hash-alg'],
+    hash: wire['hash-alg'],
+    iterTimeMs: wire['iter-time'],
+  };
+}
+
 /** What a new volume consists of: pieces to be written, and the volume that they make. */
 export interface LuksFormat {
   /** Header and key material, by offset in bytes; all below `volume.payloadOffset`. */

@@ -24,8 +24,10 @@ import {
   type LuksDescription,
   type LuksFormatOptions,
   type LuksVolume,
+  luksFormatOptions,
   luksPayloadOffset,
   openLuks,
+  type WireLuksFormat,
 } from '../crypto/luks-volume.js';
 import type { Secrets } from '../crypto/secrets.js';
 import { CRYPTO_SECTOR_SIZE, type SectorCipher } from '../crypto/sector-cipher.js';
@@ -159,16 +161,10 @@ async function openDriver(
 }
 
 /** The members of BlockdevCreateOptionsLUKS. */
-interface CreateMembers extends DriverOptions {
+interface CreateMembers extends DriverOptions, WireLuksFormat {
   readonly size: number;
   readonly preallocation?: PreallocationMode;
   readonly 'key-secret'?: string;
-  readonly 'cipher-alg'?: LuksFormatOptions['algorithm'];
-  readonly 'cipher-mode'?: LuksFormatOptions['mode'];
-  readonly 'ivgen-alg'?: LuksFormatOptions['ivGenerator'];
-  readonly 'ivgen-hash-alg'?: LuksFormatOptions['ivHash'];
-  readonly 'hash-alg'?: LuksFormatOptions['hash'];
-  readonly 'iter-time'?: number;
 }
 
 function createOptions(secrets: Secrets, options: CreateMembers): LuksCreateOptions {
@@ -176,13 +172,7 @@ function createOptions(secrets: Secrets, options: CreateMembers): LuksCreateOpti
   return {
     size,
     preallocation,
-    passphrase: secrets.required(options['key-secret'], 'key-secret'),
-    algorithm: options['cipher-alg'],
-    mode: options['cipher-mode'],
-    ivGenerator: options['ivgen-alg'],
-    ivHash: options['ivgen-hash-alg'],
-    hash: options['hash-alg'],
-    iterTimeMs: options['iter-time'],
+    ...luksFormatOptions(options, secrets.required(options['key-secret'], 'key-secret')),
   };
 }
 

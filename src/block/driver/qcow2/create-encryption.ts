@@ -6,7 +6,9 @@ import {
   formatLuks,
   type LuksFormat,
   type LuksFormatOptions,
+  luksFormatOptions,
   luksPayloadOffset,
+  type WireLuksFormat,
 } from '../../crypto/luks-volume.js';
 import type { Secrets } from '../../crypto/secrets.js';
 import { allocateContiguousLocked } from './allocate.js';
@@ -16,15 +18,9 @@ import type { Qcow2Image } from './image.js';
 import { prepareWrite } from './prepare-write.js';
 
 /** The members of QCryptoBlockCreateOptions; 'qcow' is the AES of old images. */
-export interface WireEncryption {
+export interface WireEncryption extends WireLuksFormat {
   readonly format: 'qcow' | 'luks';
   readonly 'key-secret'?: string;
-  readonly 'cipher-alg'?: LuksFormatOptions['algorithm'];
-  readonly 'cipher-mode'?: LuksFormatOptions['mode'];
-  readonly 'ivgen-alg'?: LuksFormatOptions['ivGenerator'];
-  readonly 'ivgen-hash-alg'?: LuksFormatOptions['ivHash'];
-  readonly 'hash-alg'?: LuksFormatOptions['hash'];
-  readonly 'iter-time'?: number;
 }
 
 export type NewEncryption =
@@ -39,16 +35,7 @@ export function newEncryption(
   if (wire === undefined) return undefined;
   const passphrase = secrets.required(wire['key-secret'], 'encrypt.key-secret');
   if (wire.format === 'qcow') return { format: 'aes', passphrase };
-  return {
-    format: 'luks',
-    passphrase,
-    algorithm: wire['cipher-alg'],
-    mode: wire['cipher-mode'],
-    ivGenerator: wire['ivgen-alg'],
-    ivHash: wire['ivgen-hash-alg'],
-    hash: wire['hash-alg'],
-    iterTimeMs: wire['iter-time'],
-  };
+  return { format: 'luks', ...luksFormatOptions(wire, passphrase) };
 }
 
 /** Bytes that keys take in the image. @throws BlockError DF_INVALID as `prepareEncryption` */
