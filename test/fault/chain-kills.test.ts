@@ -7,8 +7,8 @@ import { copyFile, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
-import { openNode } from '../../src/block/open-node.js';
 import { NbdClient } from '../../src/nbd.js';
+import { chainContent } from '../support/chain-content.js';
 import { type Daemon, startDaemon } from '../support/daemon.js';
 import { DurableWriter } from '../support/durable-writer.js';
 import { seedsToRun } from '../support/job-schedule.js';
@@ -17,7 +17,6 @@ import { createImage, KIB, qemuIo } from '../support/qcow2.js';
 import type { QmpClient } from '../support/qmp-client.js';
 import { SeededRandom } from '../support/seeded-random.js';
 import { Scope, testScope } from '../support/temp.js';
-import { localGraph } from '../unit/block/driver/test-graph.js';
 
 const SIZE = 2048 * KIB;
 const LAYERS = ['a', 'b', 'c', 'd'] as const;
@@ -112,22 +111,7 @@ async function makeTemplate(dir: string): Promise<Buffer> {
       `write -z ${at * 200 + 50}k 100k`,
     ]);
   }
-  return contentOf(dir, 'd');
-}
-
-/** @throws BlockError when it, or an image that it names, is no image */
-async function contentOf(dir: string, name: string): Promise<Buffer> {
-  const graph = localGraph();
-  try {
-    const file = { driver: 'file', filename: join(dir, name) };
-    const options = { driver: 'qcow2', 'read-only': true, file };
-    const node = await openNode(graph, options, { monitorOwned: true });
-    const content = Buffer.alloc(node.size);
-    await node.read(0, content);
-    return content;
-  } finally {
-    await graph.closeAll();
-  }
+  return chainContent(dir, 'd');
 }
 
 async function begin(scope: Scope, dir: string): Promise<{ daemon: Daemon; client: NbdClient }> {
@@ -194,7 +178,7 @@ async function look(life: Look): Promise<void> {
   let good: string | undefined;
   for (const top of tops) {
     try {
-      const missing = writer.missing(await contentOf(dir, top));
+      const missing = writer.missing(await chainContent(dir, top));
       if (missing === undefined) good ??= top;
       else wrong.push(`${top}: ${missing}`);
     } catch (error) {

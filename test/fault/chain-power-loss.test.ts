@@ -14,6 +14,7 @@ import { openNode } from '../../src/block/open-node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../src/block/permissions.js';
 import type { Job } from '../../src/job/job.js';
 import { ChainBench } from '../support/chain-bench.js';
+import { chainContent } from '../support/chain-content.js';
 import { DurableWriter } from '../support/durable-writer.js';
 import { seedsToRun } from '../support/job-schedule.js';
 import { tryPeer } from '../support/peers.js';
@@ -22,7 +23,6 @@ import { createImage, KIB, qemuIo } from '../support/qcow2.js';
 import { Random } from '../support/qcow2-model.js';
 import { SeededRandom } from '../support/seeded-random.js';
 import { Scope, testScope } from '../support/temp.js';
-import { localGraph } from '../unit/block/driver/test-graph.js';
 
 const SIZE = 700 * KIB;
 /** A file may grow so far. */
@@ -47,21 +47,6 @@ async function makeTemplate(dir: string): Promise<Map<string, Buffer>> {
     images.set(name, await readFile(join(dir, name)));
   }
   return images;
-}
-
-/** All bytes of a chain that is opened by its topmost image alone. */
-async function contentOf(dir: string, name: string): Promise<Buffer> {
-  const graph = localGraph();
-  try {
-    const file = { driver: 'file', filename: join(dir, name) };
-    const options = { driver: 'qcow2', 'read-only': true, file };
-    const node = await openNode(graph, options, { monitorOwned: true });
-    const content = Buffer.alloc(node.size);
-    await node.read(0, content);
-    return content;
-  } finally {
-    await graph.closeAll();
-  }
 }
 
 class Life {
@@ -98,7 +83,7 @@ class Life {
     for (const { name, bytes } of left) await writeFile(bench.path(name), bytes);
     const wrong: string[] = [];
     for (const top of tops) {
-      const seen = await contentOf(bench.dir, top).catch((error: unknown) => String(error));
+      const seen = await chainContent(bench.dir, top).catch((error: unknown) => String(error));
       const missing = typeof seen === 'string' ? seen : judge(seen);
       if (missing === undefined) return;
       wrong.push(`${top}: ${missing}`);
@@ -243,7 +228,7 @@ describe('a chain whose files lose power', () => {
   it('has all that was flushed, at any moment', { timeout: 3_600_000 }, async () => {
     const dir = await testScope().tempDir();
     const images = await makeTemplate(dir);
-    const content = await contentOf(dir, 'd');
+    const content = await chainContent(dir, 'd');
     for (const seed of seedsToRun(60)) await run(images, content, seed);
   });
 });
