@@ -15,7 +15,7 @@ export function entryOf<K, V>(map: Map<K, V>, key: K, make: () => V): V {
  * Puts text between two markers of a file, `<!-- NAME -->` and `<!-- /NAME -->`.
  * @throws Error when the file lacks them
  */
-export async function putBetween(path: string, name: string, text: string): Promise<void> {
+async function putBetween(path: string, name: string, text: string): Promise<void> {
   const [begin, end] = [`<!-- ${name} -->`, `<!-- /${name} -->`];
   const old = await readFile(path, 'utf8');
   const from = old.indexOf(begin);
@@ -25,4 +25,23 @@ export async function putBetween(path: string, name: string, text: string): Prom
   }
   const head = old.slice(0, from + begin.length);
   await writeFile(path, `${head}\n\n${text}\n${old.slice(to)}`);
+}
+
+/** Where a report and its summary go. */
+export interface Destinations {
+  /** File for the report; standard output when absent. */
+  readonly out: string | undefined;
+  /** File with the markers between which the summary goes. */
+  readonly readme: string | undefined;
+}
+
+/** @param name of the markers for the summary */
+export async function publish(
+  { out, readme }: Destinations,
+  name: string,
+  { report, summary }: { readonly report: string; readonly summary: string },
+): Promise<void> {
+  if (out === undefined) process.stdout.write(report);
+  else await writeFile(out, report);
+  if (readme !== undefined) await putBetween(readme, name, summary);
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /** `scripts/bench images`: qcow2 images by every server in turn, conversions, and opening a huge image. */
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { release, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { entryOf, putBetween } from '../collect.js';
+import { entryOf, publish } from '../collect.js';
 import type { Measurement } from '../measure.js';
 import { SERVERS, type ServerKind, STORAGE_DAEMONS, versionOf } from '../servers.js';
 import {
@@ -51,12 +51,8 @@ export async function benchImages(options: ImagesOptions): Promise<void> {
     const versions = await Promise.all(IMAGE_SERVERS.map(versionOf));
     await run.all();
     const facts = { ...options, versions, kernel: release(), ...run.collected };
-    const report = renderImagesReport(facts);
-    if (options.out === undefined) process.stdout.write(report);
-    else await writeFile(options.out, report);
-    if (options.readme !== undefined) {
-      await putBetween(options.readme, 'bench:images', renderSummary(facts));
-    }
+    const [report, summary] = [renderImagesReport(facts), renderSummary(facts)];
+    await publish(options, 'bench:images', { report, summary });
   } finally {
     await rm(dir, { recursive: true, force: true });
   }

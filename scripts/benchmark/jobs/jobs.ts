@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** `scripts/bench jobs`: the same dialogue on both daemons, to the same targets, in one run. */
-import { mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, open, readFile, rm } from 'node:fs/promises';
 import { release, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { MIB } from '../cells.js';
-import { entryOf, putBetween } from '../collect.js';
+import { entryOf, publish } from '../collect.js';
 import { makeImage } from '../measure.js';
 import { STORAGE_DAEMONS, versionOf } from '../servers.js';
 import {
@@ -67,11 +67,8 @@ export async function benchJobs(options: JobsOptions): Promise<void> {
     const versions = await Promise.all(JOB_DAEMONS.map(versionOf));
     await run.all();
     const facts = { ...options, versions, kernel: release(), ...run.collected };
-    const report = renderJobsReport(facts);
-    if (options.out === undefined) process.stdout.write(report);
-    else await writeFile(options.out, report);
-    if (options.readme !== undefined)
-      await putBetween(options.readme, 'bench:jobs', renderSummary(facts));
+    const [report, summary] = [renderJobsReport(facts), renderSummary(facts)];
+    await publish(options, 'bench:jobs', { report, summary });
   } finally {
     await rm(dir, { recursive: true, force: true });
   }
