@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** One measurement: a fresh server, a warm-up, the cell, and what it cost the server. */
 import { randomFillSync } from 'node:crypto';
+import { writeSync } from 'node:fs';
 import { copyFile, mkdir, open } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -29,18 +30,24 @@ export interface Measurement {
 
 /** Long enough for a just-in-time compiler to settle; the C servers get it too. */
 const WARM_UP_SECONDS = 0.6;
+const PAGE_SIZE = 4 * KIB;
 const GREETING_SAMPLES = 5;
 const DROP_INTERVAL_MS = 250;
 const FAIRNESS_SECONDS = 4;
 
-/** Fills a file with data that is neither zeroes nor compressible, and puts it onto the disk. */
+/**
+ * Fills a file with data that is neither zeroes nor compressible, and puts it onto the disk. It is
+ * written page by page, so that the page cache holds single pages: where it holds large folios,
+ * ext4 takes 60 us to write 4 KiB, whoever serves the file, and the cells would show only that.
+ */
 export async function makeImage(path: string, { size = IMAGE_SIZE } = {}): Promise<void> {
   const file = await open(path, 'w');
   try {
     const block = Buffer.allocUnsafe(MIB);
-    for (let at = 0; at < size; at += block.length) {
-      randomFillSync(block);
-      await file.write(block, 0, block.length, at);
+    for (let at = 0; at < size; at += PAGE_SIZE) {
+      const inBlock = at % block.length;
+      if (inBlock === 0) randomFillSync(block);
+      writeSync(file.fd, block, inBlock, PAGE_SIZE, at);
     }
     await file.sync();
   } finally {

@@ -93,9 +93,9 @@ export async function benchServe(options: ServeOptions): Promise<void> {
     }
     for (let round = 1; round <= options.rounds; round += 1) {
       say(`round ${round} of ${options.rounds}`);
-      await runCells(collected, servers, setup);
+      await runCells(collected, rotated(servers, round - 1), setup);
       if (wanted(GREETING_CELL)) await runGreetings(collected, servers, setup);
-      if (wanted(FAIRNESS_CELL)) await runFairness(collected, servers, setup);
+      if (wanted(FAIRNESS_CELL)) await runFairness(collected, rotated(servers, round - 1), setup);
     }
     await held.release();
     const report = renderReport({
@@ -130,14 +130,20 @@ async function attempt(
   }
 }
 
+/** The order of the servers, another one each time, so that none always has the disk after the same. */
+function rotated<T>(servers: readonly T[], times: number): T[] {
+  const first = times % servers.length;
+  return [...servers.slice(first), ...servers.slice(0, first)];
+}
+
 async function runCells(
   { cells, failures }: Collected,
   servers: readonly ServerKind[],
   setup: Setup,
 ): Promise<void> {
-  for (const { cell, transport, rounds } of cells) {
+  for (const [index, { cell, transport, rounds }] of cells.entries()) {
     const shown: string[] = [];
-    for (const kind of servers) {
+    for (const kind of rotated(servers, index)) {
       await attempt(failures, `${kind.name}, ${transport} ${cell.name}`, async () => {
         const measurement = await measure(kind, transport, cell, setup);
         append(rounds, kind.name, measurement);

@@ -171,6 +171,8 @@ export const NBD_PIECE_MAX = 1 * MIB;
 export const NBD_PIECE_SCARCE = 64 * KIB;
 /** Requests of one connection executed in a row before others have their turn. */
 export const NBD_TURN_REQUESTS = 128;
+/** Replies that are ready wait no longer for those to requests behind them, ms. */
+export const NBD_REPLY_HELD_MS = 0.05;
 /** Payload bytes of one connection received in a row before others have their turn. */
 export const NBD_TURN_BYTES = 8 * MIB;
 /** Extents in one BLOCK_STATUS reply and context; clients ask on from its end. */

@@ -26,6 +26,7 @@ import {
   NBD_BYTES_IN_FLIGHT_MAX,
   NBD_DIRECT_WRITE_MIN,
   NBD_PAYLOAD_MAX,
+  NBD_REPLY_HELD_MS,
   NBD_REQUESTS_IN_FLIGHT_MAX,
   NBD_TURN_REQUESTS,
   NBD_UNSENT_BYTES_MAX,
@@ -88,6 +89,8 @@ export class Transmission {
   #inFlightBytes = 0;
   #ended = false;
   #turn = 0;
+  /** When replies were last handed to the transport, or the turn began; as performance.now() has it. */
+  #repliedAt = 0;
 
   constructor(session: Session, host: TransmissionHost) {
     this.session = session;
@@ -147,6 +150,7 @@ export class Transmission {
    * @returns false when something holds requests up; `wake` or `yieldTurn` says when to go on
    */
   process(): boolean {
+    this.#repliedAt = performance.now();
     for (this.#turn = 0; ; this.#turn++) {
       if (this.#ended || this.#held()) return false;
       if (this.#intake !== undefined) return true;
@@ -160,7 +164,16 @@ export class Transmission {
         return false;
       }
       if (!this.#next()) return !this.#ended;
+      this.#replyEarly();
     }
+  }
+
+  /** Replies go out while those behind them are worked on, so that the client has its next requests ready. */
+  #replyEarly(): void {
+    const now = performance.now();
+    if (now - this.#repliedAt < NBD_REPLY_HELD_MS) return;
+    this.#repliedAt = now;
+    this.outbox.flush();
   }
 
   /** Nothing more will be received or sent; what is in flight ends by itself. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 import { describe, expect, it } from 'vitest';
+import { NBD_REPLY_HELD_MS } from '../../../../src/base/limits.js';
 import {
   REQ_FUA,
   REQ_MAY_UNMAP,
@@ -18,6 +19,31 @@ import {
 import { client, MIB, pattern, serve } from './served.js';
 
 const read = (offset: number, length: number): Request => ({ type: CMD.READ, offset, length });
+
+it('lets replies go while the node works on requests behind them', async () => {
+  const served = await serve();
+  const raw = await client(served);
+  const { backend, server } = served;
+  const unsent: (number | undefined)[] = [];
+  const write = backend.write.bind(backend);
+  backend.write = (offset, buffer, flags) => {
+    unsent.push(server.connections()[0]?.unsentBytes);
+    const end = performance.now() + 20 * NBD_REPLY_HELD_MS;
+    while (performance.now() < end);
+    return write(offset, buffer, flags);
+  };
+  const requests = [0, 1, 2].map((cookie) =>
+    encodeRequest({
+      type: CMD.WRITE,
+      offset: 0,
+      data: pattern(512, cookie),
+      cookie: BigInt(cookie),
+    }),
+  );
+  raw.send(Buffer.concat(requests));
+  for (const cookie of [0n, 1n, 2n]) expect(await raw.reply()).toMatchObject({ error: 0, cookie });
+  expect(unsent).toEqual([0, 0, 0]);
+});
 
 describe.each([
   ['a node that completes at once', {}],
