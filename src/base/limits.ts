@@ -61,7 +61,7 @@ export const ACTIVATION_FDS_MAX = 1024;
 /** Longest read that is tried on the event loop, bytes; a longer one would hold it up by copying alone. */
 export const FILE_READ_NOW_MAX = 1 * MIB;
 /** Shorter reads are copied, bytes: two copies cost less than the calls that spare them. */
-export const NBD_SEND_FILE_MIN = 128 * KIB;
+export const NBD_SEND_FILE_MIN = 64 * KIB;
 /** Distance of the places in which it is looked whether a file's pages are read, bytes: one read-ahead. */
 export const FILE_SEND_PEEK_STEP = 128 * KIB;
 /** How often, milliseconds, and how many times a drain looks whether clients have read lent pages. */
@@ -162,7 +162,7 @@ export const NBD_RECEIVE_LARGE = 132 * KIB;
 /** Joined replies of one tick, bytes; also the most that one write of small replies brings. */
 export const NBD_REPLY_ARENA = 256 * KIB;
 /** Read replies up to this many bytes are joined with others; longer ones have their own buffer. */
-export const NBD_JOINED_READ_MAX = 64 * KIB;
+export const NBD_JOINED_READ_MAX = 32 * KIB;
 /** WRITE payloads from this many bytes on are received straight into their own buffer. */
 export const NBD_DIRECT_WRITE_MIN = 32 * KIB;
 /** Longest piece in which a READ or WRITE is executed, bytes. */
