@@ -63,7 +63,8 @@ export class QmpClient {
 
   /**
    * Connects and leaves negotiation mode.
-   * @throws BlockError DF_DISCONNECTED, DF_TIMEOUT, DF_PROTOCOL
+   * @throws BlockError DF_DISCONNECTED, whose cause says why (DF_TIMEOUT, DF_PROTOCOL, the system's error);
+   *   QmpCommandError when the daemon refuses the negotiation
    */
   static async connect(address: QmpAddress): Promise<QmpClient> {
     const client = new QmpClient(net.connect(address));
@@ -75,6 +76,9 @@ export class QmpClient {
         client.#greeted = (error) => (error === undefined ? resolve() : reject(error));
       });
       await client.execute('qmp_capabilities');
+    } catch (error) {
+      client.close();
+      throw error;
     } finally {
       clearTimeout(timer);
     }
@@ -83,7 +87,8 @@ export class QmpClient {
 
   /**
    * Runs a command and gives what it returns.
-   * @throws QmpCommandError the daemon's error; BlockError DF_DISCONNECTED when the connection ends
+   * @throws QmpCommandError the daemon's error; BlockError DF_DISCONNECTED when the connection ends,
+   *   with what ended it as its cause
    */
   execute(command: string, args?: { readonly [name: string]: WritableJson }): Promise<JsonValue> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
@@ -109,31 +114,36 @@ export class QmpClient {
   #receive(chunk: Buffer): void {
     this.#stream.feed(chunk);
     for (let message = this.#stream.next(); message; message = this.#stream.next()) {
-      if ('error' in message || typeof message.value !== 'object' || message.value === null) {
+      if ('error' in message || !isObject(message.value) || !this.#take(message.value)) {
         this.#end(new BlockError('DF_PROTOCOL', 'the monitor sent what is no QMP'));
         return;
       }
-      this.#take(message.value as JsonObject);
     }
   }
 
-  #take(message: JsonObject): void {
+  /** @returns false for what is no message of QMP's */
+  #take(message: JsonObject): boolean {
     if ('QMP' in message) {
       this.#greeted?.();
-      return;
+      return true;
     }
-    if (typeof message.event === 'string') {
-      const event = { name: message.event, data: (message.data ?? {}) as JsonObject };
-      for (const listener of this.#listeners) listener(event);
-      return;
+    const { event, data = {}, error, id = null } = message;
+    if (typeof event === 'string') {
+      if (!isObject(data)) return false;
+      for (const listener of this.#listeners) listener({ name: event, data });
+      return true;
     }
-    const pending = this.#pending.get(message.id ?? null);
-    if (pending === undefined) return;
-    this.#pending.delete(message.id ?? null);
-    if ('error' in message) {
-      const { class: errorClass, desc } = message.error as { class: string; desc: string };
+    const pending = this.#pending.get(id);
+    if (pending === undefined) return true;
+    if (error === undefined) pending.resolve(message.return ?? null);
+    else {
+      if (!isObject(error)) return false;
+      const { class: errorClass, desc } = error;
+      if (typeof errorClass !== 'string' || typeof desc !== 'string') return false;
       pending.reject(new QmpCommandError(pending.command, errorClass, desc));
-    } else pending.resolve(message.return ?? null);
+    }
+    this.#pending.delete(id);
+    return true;
   }
 
   #end(cause: unknown): void {
@@ -149,4 +159,8 @@ export class QmpClient {
     for (const pending of this.#pending.values()) pending.reject(this.#ended);
     this.#pending.clear();
   }
+}
+
+function isObject(value: JsonValue | undefined): value is JsonObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }

@@ -22,7 +22,6 @@ interface RateState {
 export type WallClock = () => number;
 
 const systemClock: WallClock = () => Date.now() * 1000;
-Math.floor((performance.timeOrigin + performance.now()) * 1000);
 
 export class EventHub {
   readonly #listeners = new Set<EventListener>();
