@@ -5,7 +5,7 @@ import { lstat, unlink } from 'node:fs/promises';
 import { createServer as createHttpServer, type IncomingMessage } from 'node:http';
 import { connect, createServer, type ListenOptions, type Server, type Socket } from 'node:net';
 import { errnoName, fromSystemError, toError } from '../../base/errors.js';
-import { NBD_WEBSOCKET_MESSAGE_MAX } from '../../base/limits.js';
+import { NBD_WEBSOCKET_MESSAGE_MAX, WEBSOCKET_UPGRADE_MS } from '../../base/limits.js';
 import { listenError } from '../../base/listen-error.js';
 import { webSockets } from '../../base/web-sockets.js';
 import { StreamTransport } from './stream-transport.js';
@@ -62,7 +62,11 @@ async function openWebSocket(
   address: { host: string; port: number },
   accept: AcceptClient,
 ): Promise<Listener> {
-  const http = createHttpServer((_request, response) => {
+  const limits = {
+    requestTimeout: WEBSOCKET_UPGRADE_MS,
+    connectionsCheckingInterval: WEBSOCKET_UPGRADE_MS / 2,
+  };
+  const http = createHttpServer(limits, (_request, response) => {
     response.writeHead(426, { Connection: 'close', Upgrade: 'websocket' });
     response.end('NBD over WebSocket is served here.\n');
   });
@@ -84,8 +88,10 @@ async function openWebSocket(
     address: { type: 'websocket', host, port },
     close: async () => {
       sockets.close();
-      http.closeIdleConnections();
-      await closeServer(http);
+      const closed = closeServer(http);
+      // Who has not become an NBD client by now won't; those who have are no connections of HTTP any more.
+      http.closeAllConnections();
+      await closed;
     },
   };
 }

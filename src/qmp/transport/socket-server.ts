@@ -56,7 +56,10 @@ export class SocketServer implements ChardevBackend {
   constructor(options: SocketServerOptions) {
     this.#options = options;
     if (options.websocket) {
-      const http = createHttpServer({ requestTimeout: WEBSOCKET_UPGRADE_MS });
+      const http = createHttpServer({
+        requestTimeout: WEBSOCKET_UPGRADE_MS,
+        connectionsCheckingInterval: WEBSOCKET_UPGRADE_MS / 2,
+      });
       this.#upgrades = this.#createUpgrades(http);
       this.#server = http;
     } else {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-import { createServer, type Server } from 'node:net';
+import { connect, createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { load } from 'koffi';
@@ -9,6 +9,7 @@ import { KIB } from '../../../../src/base/limits.js';
 import { CMD, encodeOption, encodeRequest, OPT, u32 } from '../../../support/nbd-wire.js';
 import { runPeer, spawnTracked } from '../../../support/peers.js';
 import { RawNbd } from '../../../support/raw-nbd.js';
+import type { Scope } from '../../../support/temp.js';
 import { client, MIB, pattern, serve } from './served.js';
 
 async function until(condition: () => boolean): Promise<void> {
@@ -75,18 +76,34 @@ describe('listeners', () => {
   });
 });
 
+/** A server with a WebSocket listener, and its port. */
+async function serveWebSocket() {
+  const served = await serve();
+  const address = await served.server.listen({ type: 'websocket', host: '127.0.0.1', port: 0 });
+  if (address.type !== 'websocket') throw new Error('not WebSocket');
+  return { ...served, port: address.port };
+}
+
+/** A client of it that is connected. */
+async function webSocket(
+  { scope, port }: { scope: Scope; port: number },
+  protocols: string[] = [],
+  onMessage: (data: Buffer) => void = () => undefined,
+): Promise<WebSocket> {
+  const socket = new WebSocket(`ws://127.0.0.1:${port}/`, protocols);
+  scope.defer(() => socket.terminate());
+  socket.on('message', onMessage);
+  await new Promise((resolve) => socket.once('open', resolve));
+  return socket;
+}
+
 describe('WebSocket', () => {
   it('carries the stream in binary messages, cut anywhere', async () => {
-    const served = await serve();
-    const address = await served.server.listen({ type: 'websocket', host: '127.0.0.1', port: 0 });
-    if (address.type !== 'websocket') throw new Error('not WebSocket');
-    const socket = new WebSocket(`ws://127.0.0.1:${address.port}/`, ['binary']);
-    served.scope.defer(() => socket.terminate());
+    const served = await serveWebSocket();
     let received = Buffer.alloc(0);
-    socket.on('message', (data: Buffer) => {
+    const socket = await webSocket(served, ['binary'], (data) => {
       received = Buffer.concat([received, data]);
     });
-    await new Promise((resolve) => socket.once('open', resolve));
     expect(socket.protocol).toBe('binary');
     const data = pattern(3 * MIB);
     const name = Buffer.from('disk');
@@ -106,25 +123,32 @@ describe('WebSocket', () => {
   });
 
   it('is closed in order when the client disconnects', async () => {
-    const { scope, server } = await serve();
-    const address = await server.listen({ type: 'websocket', host: '127.0.0.1', port: 0 });
-    if (address.type !== 'websocket') throw new Error('not WebSocket');
-    const socket = new WebSocket(`ws://127.0.0.1:${address.port}/`);
-    scope.defer(() => socket.terminate());
-    await new Promise((resolve) => socket.once('open', resolve));
+    const socket = await webSocket(await serveWebSocket());
     const code = new Promise((resolve) => socket.once('close', resolve));
     const option = encodeOption(OPT.EXPORT_NAME, Buffer.from('disk'));
     socket.send(Buffer.concat([u32(3), option, encodeRequest({ type: CMD.DISC })]));
     expect(await code).toBe(1000);
   });
 
+  it.each([
+    ['says nothing', ''],
+    ['stays in the middle of its request', 'GET / HTTP/1.1\r\nHost: a\r\n'],
+  ])('does not wait at the end for a client that %s', async (_what, words) => {
+    const { scope, server, port } = await serveWebSocket();
+    const silent = connect({ host: '127.0.0.1', port });
+    scope.defer(() => silent.destroy());
+    const gone = new Promise<void>((resolve) => silent.once('close', () => resolve()));
+    silent.on('error', () => undefined);
+    await new Promise((resolve) => silent.once('connect', resolve));
+    silent.write(words);
+    // The server has taken that one too when a later client is connected.
+    await webSocket({ scope, port });
+    await server.stop();
+    await gone;
+  });
+
   it('closes on text', async () => {
-    const { scope, server } = await serve();
-    const address = await server.listen({ type: 'websocket', host: '127.0.0.1', port: 0 });
-    if (address.type !== 'websocket') throw new Error('not WebSocket');
-    const socket = new WebSocket(`ws://127.0.0.1:${address.port}/`);
-    scope.defer(() => socket.terminate());
-    await new Promise((resolve) => socket.once('open', resolve));
+    const socket = await webSocket(await serveWebSocket());
     const code = new Promise((resolve) => socket.once('close', resolve));
     socket.send('hello');
     expect(await code).toBe(1003);
