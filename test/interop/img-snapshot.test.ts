@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** `diskferry img snapshot` and qemu-img on the same images, in turn. */
-import { copyFile, readFile } from 'node:fs/promises';
+import { copyFile, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { diskferry } from '../support/diskferry.js';
@@ -174,6 +174,22 @@ describe('diskferry img snapshot', () => {
       exported,
       'c',
     );
+  });
+
+  it('does not go back to a disk that is larger than any disk can be', async () => {
+    const scope = testScope();
+    const path = join(await scope.tempDir(), 'a.qcow2');
+    await qemu('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=2M', path, '8M');
+    await qemu('qemu-img', 'snapshot', '-c', 'one', path);
+    const image = await readFile(path);
+    // The second field of the extra data, which follows the fixed part of the table's first entry.
+    const table = Number(image.readBigUInt64BE(64));
+    image.writeBigUInt64BE(2n ** 60n, table + 48);
+    await writeFile(path, image);
+    const { code, stderr } = await img('snapshot', '-a', 'one', path);
+    expect(code).toBe(1);
+    expect(stderr).toContain(`Snapshot '1' says that its disk has ${2n ** 60n} bytes`);
+    expect(JSON.parse(await ours('info', '--output=json', path))['virtual-size']).toBe(8 << 20);
   });
 
   it('leaves an image as it was when it refuses', async () => {

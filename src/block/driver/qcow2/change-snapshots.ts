@@ -3,8 +3,6 @@
  * Snapshots are made, deleted and applied, each by one write of the header: see `table-switch.ts`. For
  * images that nobody uses meanwhile. @see qcow2.txt "Snapshots"
  */
-import { ENTRY_LENGTH } from '../../../../protocol/qcow2/entries.js';
-import { QCOW2_L1_TABLE_MAX } from '../../../../protocol/qcow2/header.js';
 import {
   diskSnapshotExtra,
   encodeSnapshotTables,
@@ -18,11 +16,15 @@ import { BlockError } from '../../../base/errors.js';
 import type { InternalSnapshot, NewInternalSnapshot } from '../../block-driver.js';
 import type { HeaderChange } from './header-state.js';
 import type { Qcow2Image } from './image.js';
-import { readPadded } from './image-io.js';
-import { L1Table } from './l1-table.js';
 import { OverlapGuard } from './overlap.js';
 import { prepareWrite } from './prepare-write.js';
-import { type SnapshotL1, type SnapshotTable, snapshotTables } from './snapshots.js';
+import {
+  diskOf,
+  readSnapshotL1,
+  type SnapshotL1,
+  type SnapshotTable,
+  snapshotTables,
+} from './snapshots.js';
 import { switchTables } from './table-switch.js';
 
 const NS_PER_S = 1_000_000_000n;
@@ -95,7 +97,7 @@ export async function deleteSnapshot(
   const others = old.tables.filter((table) => table !== gone);
   await switchTables(image, {
     ...{ source: active, entries: active.entries, gains: false },
-    ...{ released: [await readL1(image, gone)], replaced: active },
+    ...{ released: [await readSnapshotL1(image, gone)], replaced: active },
     ...snapshotChange(others.map(({ entry }) => entry)),
   });
   await finish(image, old);
@@ -103,7 +105,7 @@ export async function deleteSnapshot(
 
 /**
  * The disk is as it was, its size too.
- * @param wanted id, or name @throws BlockError DF_NOT_FOUND
+ * @param wanted id, or name @throws BlockError DF_NOT_FOUND, DF_CORRUPT_IMAGE
  */
 export async function applySnapshot(image: Qcow2Image, wanted: string): Promise<void> {
   await settle(image);
@@ -112,10 +114,10 @@ export async function applySnapshot(image: Qcow2Image, wanted: string): Promise<
     tables.find(({ entry }) => text(entry.id) === wanted) ??
     tables.find(({ entry }) => text(entry.name) === wanted);
   if (found === undefined) throw notFound(wanted);
-  const size = Number(snapshotExtra(found.entry, 'diskSize') ?? BigInt(image.size));
+  const { size, entries } = diskOf(image, found);
   await switchTables(image, {
-    source: await readL1(image, found),
-    entries: entriesFor(image, found, size),
+    source: await readSnapshotL1(image, found),
+    entries,
     gains: true,
     released: [image.map.l1],
     header: { size: BigInt(size) },
@@ -155,21 +157,6 @@ async function finish(image: Qcow2Image, old?: SnapshotTable): Promise<void> {
   } catch {
     image.guard?.refresh();
   }
-}
-
-async function readL1(image: Qcow2Image, { offset, entries }: SnapshotL1): Promise<L1Table> {
-  const bytes = Buffer.alloc(entries * ENTRY_LENGTH);
-  await readPadded(image.file, offset, bytes);
-  return new L1Table(offset, bytes);
-}
-
-/** Entries of the active table of a disk of `size` bytes with what a snapshot has. */
-function entriesFor(image: Qcow2Image, snapshot: SnapshotL1, size: number): number {
-  const entries = Math.max(Math.ceil(size / image.geometry.bytesPerL2), snapshot.entries);
-  if (size % 512 !== 0 || entries * ENTRY_LENGTH > QCOW2_L1_TABLE_MAX) {
-    throw new BlockError('DF_CORRUPT_IMAGE', `A snapshot of a disk of ${size} bytes can not be`);
-  }
-  return entries;
 }
 
 /** @throws BlockError DF_TOO_LARGE */

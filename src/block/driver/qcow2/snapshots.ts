@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Internal snapshots of an image: where their tables lie. */
 
+import { ENTRY_LENGTH } from '../../../../protocol/qcow2/entries.js';
 import { QCOW2_L1_TABLE_MAX } from '../../../../protocol/qcow2/header.js';
 import {
   decodeSnapshotTables,
@@ -8,10 +9,13 @@ import {
   QCOW2_SNAPSHOT_EXTRA_MAX,
   QCOW2_SNAPSHOT_TABLE_MAX,
   type SnapshotEntry,
+  snapshotExtra,
 } from '../../../../protocol/qcow2/snapshots.js';
 import { BlockError, toError } from '../../../base/errors.js';
+import { NODE_SIZE_MAX } from '../../../base/limits.js';
 import type { Qcow2Image } from './image.js';
 import { readPadded } from './image-io.js';
+import { L1Table } from './l1-table.js';
 
 export interface SnapshotL1 {
   /** Host bytes. */
@@ -72,4 +76,34 @@ function checked(image: Qcow2Image, entry: SnapshotEntry): SnapshotL1 {
     throw new RangeError(`L1 table with ${l1Entries} entries at ${l1Offset} can not be`);
   }
   return { offset, entries: l1Entries, entry };
+}
+
+/** The disk that a snapshot is of. */
+export interface SnapshotDisk {
+  /** Bytes. */
+  readonly size: number;
+  /** L1 entries that a table needs for it. */
+  readonly entries: number;
+}
+
+/** @throws BlockError DF_CORRUPT_IMAGE for a disk that can't be */
+export function diskOf(image: Qcow2Image, { entry, entries }: SnapshotL1): SnapshotDisk {
+  const said = snapshotExtra(entry, 'diskSize') ?? BigInt(image.size);
+  const size = Number(said);
+  const needed = Math.max(entries, Math.ceil(size / image.geometry.bytesPerL2));
+  const fits = size <= NODE_SIZE_MAX && needed * ENTRY_LENGTH <= QCOW2_L1_TABLE_MAX;
+  if (fits && size % 512 === 0) return { size, entries: needed };
+  const id = Buffer.from(entry.id).toString('utf8');
+  throw new BlockError('DF_CORRUPT_IMAGE', `Snapshot '${id}' says that its disk has ${said} bytes`);
+}
+
+/** A snapshot's L1 table with room for `entries`, which it may not have all. */
+export async function readSnapshotL1(
+  image: Qcow2Image,
+  { offset, entries: own }: SnapshotL1,
+  entries = own,
+): Promise<L1Table> {
+  const bytes = Buffer.alloc(entries * ENTRY_LENGTH);
+  await readPadded(image.file, offset, bytes.subarray(0, own * ENTRY_LENGTH));
+  return new L1Table(offset, bytes);
 }
