@@ -220,7 +220,6 @@ export const NBD_ERRORS = {
   NBD_ENOTSUP: 95,
   NBD_ESHUTDOWN: 108,
 } as const;
-export type NbdErrorName = keyof typeof NBD_ERRORS;
 export const {
   NBD_EPERM,
   NBD_EIO,
@@ -243,8 +242,6 @@ export const NBD_META_QEMU_ALLOCATION_DEPTH = 'qemu:allocation-depth';
 /** Followed by the bitmap's name. */
 export const NBD_META_QEMU_DIRTY_BITMAP = 'qemu:dirty-bitmap:';
 
-/** "Values": strings are at most this long, bytes of UTF-8. */
-export const NBD_MAX_STRING = 4096;
 /** TCP port by IANA. */
 export const NBD_DEFAULT_PORT = 10809;
 /** "Size constraints": what holds where none was negotiated, bytes. */

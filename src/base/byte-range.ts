@@ -14,22 +14,6 @@ export function alignUp(value: number, alignment: number): number {
 
 /** True for 1, 2, 4, 8 … up to 2^52. */
 export function isPowerOfTwo(value: number): boolean {
-  return Number.isSafeInteger(value) && value > 0 && Number.isInteger(Math.log2(value));
-}
-
-export interface ByteRange {
-  readonly offset: number;
-  readonly length: number;
-}
-
-/** True when the two have a byte in common; an empty range has none. */
-export function overlaps(a: ByteRange, b: ByteRange): boolean {
-  if (a.length === 0 || b.length === 0) return false;
-  return a.offset < b.offset + b.length && b.offset < a.offset + a.length;
-}
-
-/** True when `length` bytes at `offset` lie within `size` bytes; false for anything but safe integers. */
-export function isInside(offset: number, length: number, size: number): boolean {
-  if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(length)) return false;
-  return offset >= 0 && length >= 0 && length <= size && offset <= size - length;
+  // The logarithm is rounded: beside a large power it is an integer, too.
+  return Number.isSafeInteger(value) && value > 0 && 2 ** Math.round(Math.log2(value)) === value;
 }

@@ -11,8 +11,6 @@ export const NODE_SIZE_MAX = Number.MAX_SAFE_INTEGER - 2 * GIB;
 export const NODE_NAME_MAX = 31;
 /** Depth of the block graph below one node; deeper graphs are refused before recursion hurts. */
 export const GRAPH_DEPTH_MAX = 200;
-/** Largest single request that travels through the graph, bytes; drivers may ask for less. */
-export const REQUEST_LENGTH_MAX = 64 * MIB;
 /** Length of the zero buffer that stands in where a driver has no write-zeroes, bytes. */
 export const ZERO_BUFFER_LENGTH = 1 * MIB;
 

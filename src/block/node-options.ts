@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** The options that every node has, whatever its driver. @see qapi BlockdevOptions */
 import { BlockError } from '../base/errors.js';
+import { isIdentifier } from '../base/identifier.js';
 import { NODE_NAME_MAX } from '../base/limits.js';
 import type { DriverKind, DriverOptions } from './block-driver.js';
 
@@ -83,7 +84,7 @@ export function inheritedByChild(
 
 /** @throws BlockError DF_INVALID: names start with a letter and have letters, digits, '-', '.', '_' */
 export function checkNodeName(name: string): void {
-  if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) {
+  if (!isIdentifier(name)) {
     throw new BlockError('DF_INVALID', `Invalid node-name: '${name}'`);
   }
   if (name.length > NODE_NAME_MAX) {

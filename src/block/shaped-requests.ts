@@ -233,34 +233,28 @@ async function zeroPiece(
   }
 }
 
-async function writeZeroBuffers(
+type Zeroing = (
   node: BlockNode,
   offset: number,
   length: number,
   flags: RequestFlags,
-): Promise<void> {
-  const passed = flags & (REQ_FUA | REQ_WRITE_UNCHANGED);
-  for (let at = 0; at < length; ) {
-    const piece = Math.min(ZEROES.byteLength, length - at);
-    await writeLocked(node, offset + at, ZEROES.subarray(0, piece), passed);
-    at += piece;
-  }
+) => Promise<void>;
+
+/** Zeroes as data, piece after piece. */
+function zeroesBy(write: typeof writeLocked): Zeroing {
+  return async (node, offset, length, flags) => {
+    const passed = flags & (REQ_FUA | REQ_WRITE_UNCHANGED);
+    for (let at = 0; at < length; ) {
+      const piece = Math.min(ZEROES.byteLength, length - at);
+      await write(node, offset + at, ZEROES.subarray(0, piece), passed);
+      at += piece;
+    }
+  };
 }
 
-/** As writeZeroBuffers, for who holds the range's lock already. */
-async function writeZeroPieces(
-  node: BlockNode,
-  offset: number,
-  length: number,
-  flags: RequestFlags,
-): Promise<void> {
-  const passed = flags & (REQ_FUA | REQ_WRITE_UNCHANGED);
-  for (let at = 0; at < length; ) {
-    const piece = Math.min(ZEROES.byteLength, length - at);
-    await writeSplit(node, offset + at, ZEROES.subarray(0, piece), passed);
-    at += piece;
-  }
-}
+const writeZeroBuffers = zeroesBy(writeLocked);
+/** For who holds the range's lock already. */
+const writeZeroPieces = zeroesBy(writeSplit);
 
 function noFastZero(node: BlockNode): BlockError {
   return new BlockError(

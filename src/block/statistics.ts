@@ -3,7 +3,6 @@
 import type { LatencyHistogram } from './latency-histogram.js';
 
 export type IoOperation = 'read' | 'write' | 'flush' | 'unmap';
-export const IO_OPERATIONS: readonly IoOperation[] = ['read', 'write', 'flush', 'unmap'];
 
 const NS_PER_MS = 1e6;
 

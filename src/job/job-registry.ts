@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** The jobs that exist, by id, and who hears of their lives. */
 import { BlockError } from '../base/errors.js';
+import { isIdentifier } from '../base/identifier.js';
 import type { EdgeParent } from '../block/edge.js';
 import { BlockJob, type BlockJobObserver, type ErrorAction } from './block-job.js';
 import type { CopyRates } from './convergence.js';
@@ -113,6 +114,6 @@ export class JobRegistry implements BlockJobObserver {
 
 /** @throws BlockError DF_INVALID: ids are formed as node names are, without a limit of length */
 export function checkJobId(id: string): void {
-  if (/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) return;
+  if (isIdentifier(id)) return;
   throw new BlockError('DF_INVALID', `Invalid job ID '${id}'`);
 }

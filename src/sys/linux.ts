@@ -93,7 +93,7 @@ export const SYS_CACHESTAT = 451;
 /** statfs(2): the type of tmpfs, whose data is always in memory. */
 export const TMPFS_MAGIC = 0x01021994;
 
-export const { EAGAIN, EINTR, EINVAL, ENXIO, EOPNOTSUPP, ENOSYS, EACCES, ENOTTY } = constants.errno;
+export const { EAGAIN, EINTR, EINVAL, ENXIO, EOPNOTSUPP, ENOSYS, EACCES } = constants.errno;
 
 /** The errno of the last native call that returned -1; read it before anything else is called. */
 export function lastErrno(): number {

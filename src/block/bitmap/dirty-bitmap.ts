@@ -4,6 +4,7 @@
  * of the refusals, are those of QMP's block-dirty-bitmap commands.
  */
 import { createHash } from 'node:crypto';
+import { isPowerOfTwo } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
 import { NODE_SIZE_MAX } from '../../base/limits.js';
 import { PagedBitset } from './paged-bitset.js';
@@ -391,8 +392,8 @@ export class DirtyBitmap {
 
 /** @throws BlockError DF_INVALID, in QEMU's words */
 export function checkGranularity(granularity: number): void {
-  const power = Math.log2(granularity);
-  if (granularity < GRANULARITY_MIN || granularity > GRANULARITY_MAX || !Number.isInteger(power)) {
+  const isInRange = granularity >= GRANULARITY_MIN && granularity <= GRANULARITY_MAX;
+  if (!isInRange || !isPowerOfTwo(granularity)) {
     throw new BlockError('DF_INVALID', 'Granularity must be power of 2 and at least 512');
   }
 }

@@ -59,14 +59,6 @@ export function findBitmap(holder: BitmapHolder, name: string): DirtyBitmap {
   return bitmap;
 }
 
-/** Takes a bitmap away from its node; an inconsistent one too. @throws BlockError */
-export function removeBitmap(holder: BitmapHolder, name: string): DirtyBitmap {
-  const bitmap = findBitmap(holder, name);
-  bitmap.checkUse({ allowInconsistent: true });
-  bitmap.detach();
-  return bitmap;
-}
-
 /** @returns what `restore` needs to undo it. @throws BlockError */
 export function clearBitmap(holder: BitmapHolder, name: string): BitmapBackup {
   const bitmap = findBitmap(holder, name);
@@ -110,11 +102,4 @@ export function mergeBitmaps(
     throw error;
   }
   return backup;
-}
-
-/** The node's size changed: all of its bitmaps follow. Jobs that hold one refuse that beforehand. */
-export function resizeBitmaps(holder: BitmapHolder, size: number): void {
-  for (const bitmap of new Set([...holder.bitmaps.values(), ...holder.trackers])) {
-    bitmap.resize(size);
-  }
 }

@@ -3,6 +3,7 @@
  * Filter that keeps a log of all that changes its child, in the format of Linux's dm-log-writes.
  * @see qapi BlockdevOptionsBlklogwrites, Linux Documentation/admin-guide/device-mapper/log-writes.rst
  */
+import { isPowerOfTwo } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import { Mutex } from '../../base/mutex.js';
@@ -196,8 +197,7 @@ async function openLog(options: DriverOptions, log: ChildEdge): Promise<LogPosit
   }
   const old = append && log.size > 0 ? await readSuperblock(log) : undefined;
   const sectorSize = old?.sectorSize ?? givenSector ?? SECTOR_DEFAULT;
-  const power = Math.log2(sectorSize);
-  if (!Number.isInteger(power) || sectorSize < ENTRY_LENGTH || sectorSize > SECTOR_MAX) {
+  if (!isPowerOfTwo(sectorSize) || sectorSize < ENTRY_LENGTH || sectorSize > SECTOR_MAX) {
     throw invalid(`Invalid log sector size ${sectorSize}`);
   }
   if (updateInterval <= 0) {

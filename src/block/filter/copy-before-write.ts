@@ -3,6 +3,7 @@
  * Filter that saves what is about to be overwritten: a point in time of the node below lives on in
  * the target. @see qapi BlockdevOptionsCbw
  */
+import { isPowerOfTwo } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import type { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
@@ -90,7 +91,7 @@ export function createCopyBeforeWriteDriver(
  * @throws BlockError DF_INVALID
  */
 export function clusterLengthOf(wanted: number): number {
-  if (wanted !== 0 && !Number.isInteger(Math.log2(wanted))) {
+  if (wanted !== 0 && !isPowerOfTwo(wanted)) {
     throw new BlockError('DF_INVALID', 'min-cluster-size needs to be a power of 2');
   }
   if (wanted > CBW_CLUSTER_MAX) {

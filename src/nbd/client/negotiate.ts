@@ -39,6 +39,7 @@ import {
   NBD_INFO_EXPORT_PAYLOAD,
   NBD_SHORT,
 } from '../../../protocol/nbd/handshake.js';
+import { isPowerOfTwo } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
 import { NODE_SIZE_MAX } from '../../base/limits.js';
 import { isErrorReply, type OptionStream, optionError, protocolError } from './option-stream.js';
@@ -259,10 +260,6 @@ function decodeBlockSizes(payload: Buffer): NbdBlockSizes {
   }
   if (maximum < minimum) throw protocolError(`server maximum block size ${maximum} is not valid`);
   return { minimum, preferred, maximum, advertised: true };
-}
-
-function isPowerOfTwo(value: number): boolean {
-  return value > 0 && Number.isInteger(Math.log2(value));
 }
 
 function defaultBlockSizes(): NbdBlockSizes {

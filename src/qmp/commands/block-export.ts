@@ -3,6 +3,7 @@
 import * as qapi from '../../../protocol/qapi/block-export.js';
 import type { ArgumentsOf, Output } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
+import { isIdentifier } from '../../base/identifier.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
 import type { NbdService } from '../../nbd/server/service.js';
@@ -102,7 +103,7 @@ export async function addExport(
   { graph, nbd }: Pick<ExportServices, 'graph' | 'nbd'>,
   args: ArgumentsOf<typeof qapi.BLOCK_EXPORT_ADD>,
 ): Promise<void> {
-  if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(args.id)) {
+  if (!isIdentifier(args.id)) {
     throw new BlockError('DF_INVALID', `Invalid block export id`);
   }
   nbd.checkRunning();

@@ -2,6 +2,7 @@
 /** Commands that start jobs on nodes. */
 import * as qapi from '../../../protocol/qapi/block-job.js';
 import type { ArgumentsOf, Infer } from '../../../protocol/qapi/types.js';
+import { isPowerOfTwo } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
 import { MIB } from '../../base/limits.js';
 import type { BlockGraph } from '../../block/graph.js';
@@ -158,7 +159,7 @@ function checkGranularity(granularity: number): number | undefined {
       "Parameter 'granularity' expects a value in range [512B, 64MB]",
     );
   }
-  if (!Number.isInteger(Math.log2(granularity))) {
+  if (!isPowerOfTwo(granularity)) {
     throw new BlockError('DF_INVALID', "Parameter 'granularity' expects a power of 2");
   }
   return granularity;

@@ -5,6 +5,7 @@ import * as qapi from '../../../protocol/qapi/qom.js';
 import type { ArgumentsOf, JsonValue } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
+import { isIdentifier } from '../../base/identifier.js';
 import type { Secrets } from '../../block/crypto/secrets.js';
 import { LIMIT_NAMES } from '../../block/throttle/throttle-config.js';
 import {
@@ -104,7 +105,7 @@ function isA(name: string, base: string): boolean {
 }
 
 function checkObjectId(id: string): void {
-  if (/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) return;
+  if (isIdentifier(id)) return;
   throw new BlockError('DF_INVALID', "Parameter 'id' expects an identifier");
 }
 
