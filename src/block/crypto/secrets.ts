@@ -163,7 +163,8 @@ async function readBounded(path: string): Promise<Buffer> {
 
 /** Line breaks and blanks are skipped; a last group may lack its padding. */
 function fromBase64(text: string): Buffer {
-  if (!/^[A-Za-z0-9+/\s]*={0,2}\s*$/.test(text)) {
+  // Blanks are matched in one place only: two that may share them would take the square of their number.
+  if (!/^[A-Za-z0-9+/\s]*(?:={1,2}\s*)?$/.test(text)) {
     throw invalid('Base64 data contains invalid characters');
   }
   return Buffer.from(text, 'base64');

@@ -5,6 +5,7 @@ import {
   constants,
   createReadStream,
   createWriteStream,
+  fstatSync,
   open,
   openSync,
   type WriteStream,
@@ -12,7 +13,7 @@ import {
 import { Socket } from 'node:net';
 import type { Readable, Writable } from 'node:stream';
 import { promisify } from 'node:util';
-import { errnoName, fromSystemError } from '../../base/errors.js';
+import { BlockError, errnoName, fromSystemError } from '../../base/errors.js';
 import { Channel } from '../channel.js';
 import type { ChardevBackend } from '../chardev.js';
 
@@ -82,10 +83,34 @@ export class FileBackend extends SingleChannel {
 
 /** A FIFO is opened for both directions, so that it has no end when a peer goes. */
 function openFifo(path: string): number {
+  let fd: number;
   try {
-    return openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
+    fd = openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
   } catch (error) {
     throw fromSystemError(error, `Could not open '${path}'`, { path });
+  }
+  if (fstatSync(fd).isFIFO()) return fd;
+  closeSync(fd);
+  throw new BlockError('DF_INVALID', `'${path}' is not a pipe`, { path });
+}
+
+function openBoth(pathIn: string, pathOut: string): [inFd: number, outFd: number] {
+  const inFd = openFifo(pathIn);
+  try {
+    return [inFd, openFifo(pathOut)];
+  } catch (error) {
+    closeSync(inFd);
+    throw error;
+  }
+}
+
+/** A pair of pipes, `PATH.in` and `PATH.out`, or one for both directions. */
+function openFifos(path: string): [inFd: number, outFd: number] {
+  try {
+    return openBoth(`${path}.in`, `${path}.out`);
+  } catch (error) {
+    if (errnoName(error) !== 'ENOENT') throw error;
+    return openBoth(path, path);
   }
 }
 
@@ -95,18 +120,7 @@ export class PipeBackend extends SingleChannel {
   }
 
   protected async open(): Promise<Channel> {
-    const fds: number[] = [];
-    try {
-      fds.push(openFifo(`${this.path}.in`));
-      fds.push(openFifo(`${this.path}.out`));
-    } catch (error) {
-      for (const fd of fds.splice(0)) closeSync(fd);
-      if (errnoName(error) !== 'ENOENT') throw error;
-      // One pipe for both directions.
-      fds.push(openFifo(this.path));
-      fds.push(openFifo(this.path));
-    }
-    const [inFd = -1, outFd = -1] = fds;
+    const [inFd, outFd] = openFifos(this.path);
     // Sockets, not files: a file's read would hold a thread of the pool while nothing comes.
     const input = new Socket({ fd: inFd, readable: true, writable: false });
     const output = new Socket({ fd: outFd, readable: false, writable: true });

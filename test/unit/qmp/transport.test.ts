@@ -1,7 +1,17 @@
 // SPDX-License-Identifier: MIT
 import { execFileSync } from 'node:child_process';
 import { closeSync, constants, openSync, readSync, writeSync } from 'node:fs';
-import { mkdtemp, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import {
+  mkdtemp,
+  readdir,
+  readFile,
+  readlink,
+  realpath,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -248,6 +258,17 @@ describe('other devices', () => {
     await expect(
       server.chardevs.add('n', { type: 'pipe', data: { device: join(folder, 'none') } }),
     ).rejects.toThrow('Could not open');
+  });
+
+  test('pipe refuses what is none, and leaves no descriptor open', async () => {
+    const device = join(folder, 'plain');
+    await writeFile(device, 'text');
+    const add = () => server.chardevs.add('n', { type: 'pipe', data: { device } });
+    await expect(add()).rejects.toThrow(`'${device}' is not a pipe`);
+    const links = await Promise.allSettled(
+      (await readdir('/proc/self/fd')).map((fd) => readlink(`/proc/self/fd/${fd}`)),
+    );
+    expect(links).not.toContainEqual({ status: 'fulfilled', value: await realpath(device) });
   });
 
   test('file gets the output, and adds to it when told to', async () => {

@@ -31,6 +31,8 @@ describe('secrets', () => {
     expect((await added({ data: 'hunter2' })).bytes('s').toString()).toBe('hunter2');
     const binary = await added({ data: '//4AAQ==', format: 'base64' });
     expect([...binary.bytes('s')]).toEqual([0xff, 0xfe, 0, 1]);
+    const lines = await added({ data: ' //4A\nAQ== \n', format: 'base64' });
+    expect([...lines.bytes('s')]).toEqual([0xff, 0xfe, 0, 1]);
     const file = join(await testScope().tempDir(), 'secret');
     await writeFile(file, 'from a file\n');
     expect((await added({ file })).bytes('s').toString()).toBe('from a file\n');
@@ -49,6 +51,11 @@ describe('secrets', () => {
     ["'file' and 'data' are mutually exclusive", { data: 'a', file: 'b' }],
     ['Unable to read /does/not/exist', { file: '/does/not/exist' }],
     ['Base64 data contains invalid characters', { data: 'S3cret!', format: 'base64' }],
+    // A pattern that tries every way to split the blanks would take hours.
+    [
+      'Base64 data contains invalid characters',
+      { data: `${' '.repeat(1 << 20)}!`, format: 'base64' },
+    ],
     ["No secret with id 'nobody'", { data: 'a', keyid: 'nobody' }],
     ['Key should be 32 bytes in length', { data: 'a', keyid: 'short' }],
     ['IV is required to decrypt secret', { data: 'a', keyid: 'master' }],
