@@ -8,16 +8,11 @@
  * copied in the drained section in which the users are moved to the target, so no write is lost and
  * nobody notices. The commit of an active layer is such a mirror, into the base of its chain.
  */
-import type { MaybePromise } from '../base/maybe-promise.js';
 import { RateLimit } from '../base/rate-limit.js';
-import { BlockBackend } from '../block/backend.js';
 import { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
-import { drained } from '../block/drain.js';
 import type { EdgeParent } from '../block/edge.js';
-import { type BlockGraph, isBelow } from '../block/graph.js';
-import { insertFilter, removeFilterLocked } from '../block/insert-filter.js';
+import type { BlockGraph } from '../block/graph.js';
 import type { BlockNode } from '../block/node.js';
-import { PERM_ALL, PERM_CONSISTENT_READ, PERM_RESIZE } from '../block/permissions.js';
 import { BlockJob, type ErrorAction } from './block-job.js';
 import { CatchUp, LAST_COPIES_MS, lastCopiesLate } from './catch-up.js';
 import { type CopyRates, watchConvergence } from './convergence.js';
@@ -27,14 +22,13 @@ import { cancelledError } from './job.js';
 import { markInitialDirty } from './mirror-initial.js';
 import {
   checkMirrorNodes,
-  checkStillReplaceable,
   claimSource,
   type GranularOptions,
   type MirrorObserver,
   type MirrorOptions,
-  targetPermissions,
   withGranules,
 } from './mirror-options.js';
+import { MirrorPlace } from './mirror-place.js';
 import { type MirrorCopyMode, MirrorWrites } from './mirror-writes.js';
 import { returnMirrorBitmap } from './sync-bitmap.js';
 
@@ -54,24 +48,18 @@ export class MirrorJob extends BlockJob {
   override readonly observer: MirrorObserver;
   readonly source: BlockNode;
   readonly target: BlockNode;
-  readonly #graph: BlockGraph;
   readonly #options: GranularOptions;
-  readonly #sourceBackend: BlockBackend;
-  readonly #targetBackend: BlockBackend;
+  readonly #place: MirrorPlace;
   readonly #bitmap: DirtyBitmap;
   readonly #loop: CopyLoop;
   readonly #writes: MirrorWrites;
   readonly #releaseSource: () => void;
   /** Until it is given back. */
   #syncBitmap: DirtyBitmap | undefined;
-  #filter: BlockNode | undefined;
-  /** The filter that holds still because the target is drained. */
-  #heldFilter: BlockNode | undefined;
   /** A write for both that the target did not take, when the policy is to fail. */
   #targetError: { readonly error: unknown } | undefined;
   #brokenOff = false;
   #pivot = false;
-  #pivoted = false;
   /** The job's own bitmap says what there is to copy. */
   #began = false;
   readonly #catchUp = new CatchUp({
@@ -98,23 +86,19 @@ export class MirrorJob extends BlockJob {
     this.#releaseSource = claimSource(options);
     this.type = options.commit === undefined ? 'mirror' : 'commit';
     this.observer = observer;
-    this.#graph = graph;
     this.#options = options;
     this.source = options.source;
     this.target = options.target;
-    this.#sourceBackend = new BlockBackend(this.describe(), {
-      drained: (held) => (held ? this.#loop.hold() : this.#loop.release()),
-      whenIdle: () => this.#loop.whenIdle(),
-    });
-    this.#targetBackend = new BlockBackend(this.describe(), {
-      drained: (held) => this.#targetDrained(held),
-      whenIdle: () => this.#targetIdle(),
+    this.#place = new MirrorPlace(graph, options, {
+      title: this.describe(),
+      loop: () => this.#loop,
+      writes: () => this.#writes,
     });
     this.#bitmap = new DirtyBitmap({ size: this.source.size, granularity: options.granularity });
     this.#writes = new MirrorWrites({
       graph,
       bitmap: this.#bitmap,
-      target: this.#targetBackend,
+      target: this.#place.target,
       intoChain: options.commit !== undefined,
       unmap: options.unmap,
       wholeGranules: options.wholeGranules,
@@ -124,14 +108,13 @@ export class MirrorJob extends BlockJob {
       changed: () => this.#sourceChanged(),
     });
     this.#loop = this.#makeLoop({
-      source: () => this.#sourceBackend.root.node,
-      target: () => this.#targetBackend.root.node,
+      source: () => this.#place.source.root.node,
+      target: () => this.#place.target.root.node,
     });
   }
 
   override owns(parent: EdgeParent): boolean {
-    const own = parent === this.#sourceBackend || parent === this.#targetBackend;
-    return own || this.#options.commit?.owns(parent) === true;
+    return this.#place.owns(parent) || this.#options.commit?.owns(parent) === true;
   }
 
   describe(): string {
@@ -144,32 +127,14 @@ export class MirrorJob extends BlockJob {
   }
 
   async #setUp(): Promise<void> {
-    const graph = this.#graph;
-    const { commit } = this.#options;
     try {
-      // Of a chain the filter lets the base be written; elsewhere it must find the target attached.
-      if (commit === undefined) {
-        await graph.attach(this.#targetBackend, this.target, targetPermissions(this));
-      }
-      this.#filter = await insertFilter(graph, this.source, {
-        name: this.#options.filterNodeName,
-        childName: 'file',
-        driver: (child) => this.#writes.makeDriver(child),
-        // The target may lie above the source already: it stays there.
-        staysBelow: (edge) => isBelow(edge.parent, this.target),
-      });
-      this.#writes.filter = this.#filter;
-      await graph.attach(this.#sourceBackend, this.source, {
-        taken: commit === undefined ? PERM_CONSISTENT_READ : 0,
-        shared: PERM_ALL & ~PERM_RESIZE,
-      });
-      await commit?.block(this.describe(), { writer: this.#targetBackend, spared: this.source });
+      await this.#place.take();
       this.source.trackers.push(this.#bitmap);
       // In the same instant: a write is marked before it in the bitmap, after it by both others.
       this.#options.bitmap?.createSuccessor();
       this.#syncBitmap = this.#options.bitmap;
     } catch (error) {
-      await this.#takeDown(undefined);
+      await this.#place.takeDown({ pivot: false });
       await this.clean();
       throw error;
     }
@@ -209,7 +174,7 @@ export class MirrorJob extends BlockJob {
       if (this.#targetError !== undefined) throw this.#targetError.error;
       if (this.#ending && this.#catchUp.isDone()) {
         // Most of what the last flush would do, while users can still work.
-        await this.flushUnderPolicy(() => this.#targetBackend.flush());
+        await this.flushUnderPolicy(() => this.#place.target.flush());
         return;
       }
       const end = await this.#loop.run(
@@ -222,7 +187,7 @@ export class MirrorJob extends BlockJob {
       if (this.#ending) continue;
       if (this.state === 'running' && (end === 'clean' || this.#nearlyReady())) {
         // What is reported as copied has reached stable storage.
-        await this.flushUnderPolicy(() => this.#targetBackend.flush());
+        await this.flushUnderPolicy(() => this.#place.target.flush());
         if (!this.shouldYield && this.#targetError === undefined) this.setState('ready');
         continue;
       }
@@ -305,27 +270,6 @@ export class MirrorJob extends BlockJob {
     this.wakeUp();
   }
 
-  /** Writes for both go to the target past the backend: its drained section holds them back too. */
-  #targetDrained(held: boolean): void {
-    if (held) {
-      this.#loop.hold();
-      this.#heldFilter = this.#filter;
-      this.#heldFilter?.drainBegin();
-      return;
-    }
-    const filter = this.#heldFilter;
-    this.#heldFilter = undefined;
-    filter?.drainEnd();
-    this.#loop.release();
-  }
-
-  #targetIdle(): MaybePromise<void> {
-    const copies = this.#loop.whenIdle();
-    const writes = this.#heldFilter?.whenIdle();
-    if (copies === undefined) return writes;
-    return writes === undefined ? copies : copies.then(() => writes);
-  }
-
   async #doesNotConverge(rates: CopyRates): Promise<void> {
     if (this.#writes.mode === 'auto') {
       // Refused when somebody writes past the filter: then it stays as it is, and the event says so.
@@ -341,14 +285,15 @@ export class MirrorJob extends BlockJob {
     await this.#loop.run(
       () => this.cancelled || this.#bitmap.count <= FINAL_DIRTY_MAX || performance.now() > deadline,
     );
-    await this.flushUnderPolicy(() => this.#targetBackend.flush());
+    await this.flushUnderPolicy(() => this.#place.target.flush());
     let late = false;
     const timer = setTimeout(() => {
       late = true;
       this.target.cancelInFlight();
     }, LAST_COPIES_MS);
     try {
-      await this.#takeDown(() => this.#lastCopies(() => late));
+      const lastCopies = (): Promise<void> => this.#lastCopies(() => late);
+      await this.#place.takeDown({ pivot: this.#pivot, lastCopies });
     } finally {
       clearTimeout(timer);
     }
@@ -378,7 +323,7 @@ export class MirrorJob extends BlockJob {
   protected override async abort(): Promise<void> {
     this.#pivot = false;
     try {
-      await this.#takeDown(undefined);
+      await this.#place.takeDown({ pivot: false });
     } finally {
       this.#returnBitmap({ copied: false });
     }
@@ -388,35 +333,7 @@ export class MirrorJob extends BlockJob {
     const at = this.source.trackers.indexOf(this.#bitmap);
     if (at >= 0) this.source.trackers.splice(at, 1);
     this.#releaseSource();
-    await this.#graph.detach(this.#sourceBackend);
-    await this.#graph.detach(this.#targetBackend);
-    // A copy that was made in place had its users alone to keep it.
-    const [graph, { replaces }] = [this.#graph, this.#options];
-    if (replaces !== undefined) await graph.exclusive(() => graph.closeUnused(replaces));
-    await this.#options.commit?.end({ keepWritable: this.#pivoted });
-  }
-
-  /** Takes the filter out; its users go back to the source, or to the target when pivoting. */
-  async #takeDown(lastCopies: (() => Promise<void>) | undefined): Promise<void> {
-    const filter = this.#filter;
-    if (filter === undefined) return;
-    const graph = this.#graph;
-    const replaced = this.#options.replaces ?? this.source;
-    await graph.exclusive(() =>
-      drained([filter, this.source, this.target, replaced], async () => {
-        if (this.#pivot) checkStillReplaceable(this.#options);
-        await lastCopies?.();
-        await this.#options.commit?.unblockLocked();
-        if (this.#pivot || this.type === 'commit') await this.#relaxTarget();
-        const direct = this.#pivot && replaced === this.source;
-        await removeFilterLocked(graph, filter, direct ? this.target : this.source);
-        this.#filter = undefined;
-        this.#pivoted = direct;
-        this.#writes.filter = undefined;
-        if (!this.#pivot || direct) return;
-        await graph.replaceLocked(replaced, this.target, (e) => e.parent !== this.#sourceBackend);
-      }),
-    );
+    await this.#place.leave();
   }
 
   /** Gives the user's bitmap back. The job's own has followed the source until now. */
@@ -427,16 +344,6 @@ export class MirrorJob extends BlockJob {
     const { bitmapMode: mode = 'on-success' } = this.#options;
     const outcome = { copied, began: this.#began, differences: this.#bitmap };
     returnMirrorBitmap(bitmap, mode, outcome);
-  }
-
-  /** The target's new users want what the job took for itself. */
-  async #relaxTarget(): Promise<void> {
-    if (!this.#targetBackend.attached) return;
-    const edge = this.#targetBackend.root;
-    await this.#graph.updatePermissions(
-      [this.target],
-      new Map([[edge, { taken: 0, shared: PERM_ALL }]]),
-    );
   }
 
   async #findInitialDirty(): Promise<void> {
