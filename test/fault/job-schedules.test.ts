@@ -223,7 +223,8 @@ class Run {
   async check(): Promise<void> {
     const { job, heard, schedule } = this;
     checkOrder(heard);
-    checkErrors(heard, schedule.job);
+    const brokenOff = job.cancelled && this.partner?.job.error !== undefined;
+    checkErrors(heard, schedule.job, { brokenOff });
     const reported = heard.some((entry) => entry.what === 'error' && entry.action === 'report');
     if (this.partner !== undefined) this.#checkTogether(this.partner);
     if (job.error === undefined) {

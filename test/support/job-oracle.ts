@@ -37,8 +37,15 @@ export function actionFor(policy: Policy, noSpace: boolean): string {
   return policy;
 }
 
-/** Each error was dealt with as its policy says, and 'stop' did stop the job. */
-export function checkErrors(heard: readonly Heard[], job: JobChoice): void {
+/**
+ * Each error was dealt with as its policy says, and 'stop' did stop the job.
+ * @param brokenOff by the failure of another job of its transaction, whenever that came
+ */
+export function checkErrors(
+  heard: readonly Heard[],
+  job: JobChoice,
+  { brokenOff = false }: { readonly brokenOff?: boolean } = {},
+): void {
   let state = '';
   for (const [index, entry] of heard.entries()) {
     if (entry.what === 'state') state = entry.state;
@@ -53,7 +60,7 @@ export function checkErrors(heard: readonly Heard[], job: JobChoice): void {
     }
     // A write whose old content can't be saved ends a backup all the same.
     const ends = job.kind === 'backup' && job.onCbwError === 'break-snapshot';
-    if (entry.action === 'stop' && !ends) checkStopped(heard, index);
+    if (entry.action === 'stop' && !ends && !brokenOff) checkStopped(heard, index);
   }
 }
 
