@@ -288,7 +288,7 @@ export class NbdClient {
 
   /**
    * Who made the requests has given up: those that wait for a lost server fail now instead of at the
-   * end of the delay, and a server that says nothing for another 2 s counts as lost.
+   * end of the delay, and a server counts as lost that has been silent for 2 s, now or later on.
    */
   cancelWaiting(): void {
     this.#pool.stopWaiting();

@@ -42,8 +42,10 @@ export interface PoolOptions extends Omit<ConnectOptions, 'signal'> {
   readonly onEvent: (event: NbdClientEvent) => void;
 }
 
-/** Looks for silent connections after somebody gave up; what they sent last may be younger than that. */
-const GIVE_UP_CHECKS = 2;
+/** Time between looks for silent connections once somebody has given up, milliseconds. */
+const GIVE_UP_CHECK_MS = 50;
+/** For how long: what they sent last may be younger than the one who gave up, milliseconds. */
+const GIVE_UP_WATCH_MS = 2 * NBD_GIVE_UP_MS;
 
 export class ConnectionPool implements ConnectionEvents {
   readonly session: NbdSession;
@@ -159,19 +161,26 @@ export class ConnectionPool implements ConnectionEvents {
 
   /**
    * Requests that wait for a server's return fail now; those that wait for an answer fail when the
-   * server says nothing for another NBD_GIVE_UP_MS.
+   * server has been silent for NBD_GIVE_UP_MS: what it still does after that it does behind the back
+   * of whoever writes to it next. May be called again and again.
    */
   stopWaiting(): void {
     this.#outage?.expire();
+    this.#giveUpSilent();
     clearInterval(this.#giveUpTimer);
-    let checks = GIVE_UP_CHECKS;
+    const end = performance.now() + GIVE_UP_WATCH_MS;
     this.#giveUpTimer = setInterval(() => {
-      const before = this.#connections.length;
-      this.#dropSilent(performance.now() - NBD_GIVE_UP_MS, NBD_GIVE_UP_MS);
-      if (this.#connections.length < before) this.#outage?.expire();
-      if (--checks === 0) clearInterval(this.#giveUpTimer);
-    }, NBD_GIVE_UP_MS);
+      this.#giveUpSilent();
+      const waits = this.#connections.some(({ requestCount }) => requestCount > 0);
+      if (!waits || performance.now() >= end) clearInterval(this.#giveUpTimer);
+    }, GIVE_UP_CHECK_MS);
     this.#giveUpTimer.unref();
+  }
+
+  #giveUpSilent(): void {
+    const before = this.#connections.length;
+    this.#dropSilent(performance.now() - NBD_GIVE_UP_MS, NBD_GIVE_UP_MS);
+    if (this.#connections.length < before) this.#outage?.expire();
   }
 
   /** Ends everything at once; requests without an answer fail with `error`. */

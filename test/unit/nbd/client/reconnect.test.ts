@@ -151,6 +151,30 @@ test('who gives up waits neither for a silent server nor for its return', async 
   expect((await reading).message).toMatch(/no answer for 2 s/);
 });
 
+test('who gives up again and again is not kept waiting longer', async () => {
+  const { client } = await start({ onRequest: () => true }, { reconnectDelaySeconds: 600 });
+  const reading = failure(client.read(0, Buffer.alloc(512)));
+  const again = setInterval(() => client.cancelWaiting(), 100);
+  try {
+    expect((await reading).message).toMatch(/no answer for 2 s/);
+  } finally {
+    clearInterval(again);
+  }
+});
+
+test('a server that has been silent before is given up at once', async () => {
+  const { client } = await start({ onRequest: () => true }, { reconnectDelaySeconds: 600 });
+  const reading = failure(client.read(0, Buffer.alloc(512)));
+  vi.spyOn(performance, 'now').mockReturnValue(performance.now() + 2_001);
+  try {
+    client.cancelWaiting();
+  } finally {
+    vi.restoreAllMocks();
+  }
+  expect(client.connectionCount).toBe(0);
+  expect((await reading).message).toMatch(/no answer for 2 s/);
+});
+
 test('who gives up does not disturb what a living server works on', async () => {
   const asked: (() => void)[] = [];
   const { client, events } = await start({
