@@ -5,6 +5,7 @@ import { errorText } from '../base/error-text.js';
 import { toError } from '../base/errors.js';
 import { VERSION } from '../daemon/version.js';
 import { img } from './img/main.js';
+import { cancel, jobs } from './jobs.js';
 import { migrate } from './migrate.js';
 import { qmp } from './qmp.js';
 
@@ -13,16 +14,20 @@ Moves a disk that is in use to another NBD server, and its users with it, while 
 
   --from MONITOR      monitor of the daemon that has the disk: a socket's path, or HOST:PORT
   --node NAME         the disk there
-  --to URI            where it goes: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or
-                      ws://HOST[:PORT]/EXPORT, a writable export of the same size
+  --to URI            where it goes, a writable export of the same size: nbd://HOST[:PORT]/EXPORT,
+                      nbd+unix:///EXPORT?socket=PATH, ws://HOST[:PORT]/EXPORT, or as QEMU writes it,
+                      nbd:HOST:PORT[:exportname=EXPORT], nbd:unix:PATH[:exportname=EXPORT]
   --speed BYTES       bytes a second at most, with k, M, G or T for powers of 1024; 0: no limit
   --copy-mode MODE    when a write reaches the target: background, write-blocking or auto (default),
                       which slows writers down when they write as fast as the disk is copied
   --copy-only         leave the users on the source; the target is a copy as of the end
+  --job JOB           go on with the job of an earlier migrate that was killed; with --from alone
   -h, --help          print this
 
 SIGINT, SIGTERM or SIGHUP calls the migration off: the disk stays where it is. Another one, more
-than a second later, ends the command at once; query-jobs shows what is left then.
+than a second later, ends the command at once, and not the job: the daemon goes on copying, as it
+does when the command is killed, and leaves the disk's users where they are until somebody says
+more. 'diskferry jobs' shows such a job; --job goes on with it, 'diskferry cancel' calls it off.
 
 Example:
   diskferry migrate --from /run/a.qmp --node disk0 --to nbd://host-b/disk0
@@ -42,9 +47,34 @@ Examples:
   diskferry qmp localhost:4444 block_resize node-name=disk0 size=10737418240
 `;
 
+const JOBS_HELP = `Usage: diskferry jobs MONITOR
+Lists a daemon's jobs: what each is, its state, how far it is, and what it failed with.
+
+  MONITOR             a socket's path, or HOST:PORT
+  -h, --help          print this
+`;
+
+const CANCEL_HELP = `Usage: diskferry cancel MONITOR JOB
+Calls a job off by force, and waits for its end: users of its source stay there. Of one that has
+ended only the report is left, which goes. With the job of a migrate goes the node that it copied to.
+
+  MONITOR             a socket's path, or HOST:PORT
+  JOB                 its name; 'diskferry jobs' tells it
+  -h, --help          print this
+`;
+
+const HELP_OF: Readonly<Record<string, string>> = {
+  migrate: MIGRATE_HELP,
+  qmp: QMP_HELP,
+  jobs: JOBS_HELP,
+  cancel: CANCEL_HELP,
+};
+
 const HELP = `Usage: diskferry COMMAND [OPTION...]
 
   migrate   move a disk that is in use from one daemon to another NBD server
+  jobs      list the jobs of a daemon
+  cancel    call a job off
   img       look into disk images and change them, with the commands of qemu-img
   qmp       run one QMP command and print what it returns
 
@@ -69,7 +99,7 @@ async function main(args: readonly string[]): Promise<number> {
     return 0;
   }
   if (rest.includes('--help') || rest.includes('-h')) {
-    const text = command === 'migrate' ? MIGRATE_HELP : command === 'qmp' ? QMP_HELP : undefined;
+    const text = Object.hasOwn(HELP_OF, command) ? HELP_OF[command] : undefined;
     if (text !== undefined) {
       process.stdout.write(text);
       return 0;
@@ -80,6 +110,8 @@ async function main(args: readonly string[]): Promise<number> {
     return 0;
   }
   if (command === 'qmp') return qmp(rest);
+  if (command === 'jobs') return jobs(rest);
+  if (command === 'cancel') return cancel(rest);
   if (command === 'img') return img(rest);
   if (command === 'migrate') return migrate(migrateOptions(rest));
   const what = command.startsWith('-') ? 'option' : 'command';
@@ -96,6 +128,7 @@ function migrateOptions(args: string[]) {
         to: { type: 'string' },
         speed: { type: 'string' },
         'copy-mode': { type: 'string' },
+        job: { type: 'string' },
         'copy-only': { type: 'boolean', default: false },
       },
     });

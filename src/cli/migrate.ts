@@ -7,6 +7,7 @@ import { parseNbdTarget } from '../../protocol/nbd/uri.js';
 import type { JsonObject } from '../../protocol/qapi/types.js';
 import { type QmpClient, QmpCommandError } from '../qmp/client.js';
 import { Interruption } from './interruption.js';
+import { JobChanges } from './job-changes.js';
 import { ProgressBar } from './progress.js';
 import { connectMonitor } from './qmp.js';
 
@@ -17,6 +18,8 @@ export interface MigrateOptions {
   readonly speed?: string | undefined;
   readonly copyMode?: string | undefined;
   readonly copyOnly: boolean;
+  /** The job of an earlier call that did not see its end: it is gone on with. */
+  readonly job?: string | undefined;
 }
 
 /** When a write to the disk reaches the target. 'auto': writers are slowed down when it does not end. */
@@ -28,9 +31,6 @@ const POLL_MS = 200;
 interface Plan {
   readonly node: string;
   readonly to: string;
-  /** Bytes a second. */
-  readonly speed: number | undefined;
-  readonly copyMode: string;
   readonly pivot: boolean;
   /** Name of the node that stands for the target in the source's daemon. */
   readonly target: string;
@@ -40,6 +40,17 @@ interface Plan {
 
 /** @returns exit status: 0, or 128 and the signal's number when one has called it off */
 export async function migrate(options: MigrateOptions): Promise<number> {
+  const interruption = new Interruption();
+  try {
+    return await (options.job === undefined
+      ? begin(options, interruption)
+      : goOn(options, interruption));
+  } finally {
+    interruption.stopListening();
+  }
+}
+
+async function begin(options: MigrateOptions, interruption: Interruption): Promise<number> {
   const { from, node, to } = options;
   if (from === undefined || node === undefined || to === undefined) {
     throw new Error('migrate needs --from MONITOR, --node NAME and --to URI');
@@ -50,25 +61,66 @@ export async function migrate(options: MigrateOptions): Promise<number> {
   if (!COPY_MODES.includes(copyMode)) {
     throw new Error(`--copy-mode '${copyMode}': one of ${COPY_MODES.join(', ')}`);
   }
-  const plan: Plan = {
-    node,
-    to,
-    speed,
-    copyMode,
-    pivot: !options.copyOnly,
-    target,
-    job: `job-${target}`,
-  };
+  const pivot = !options.copyOnly;
+  const plan: Plan = { node, to, pivot, target, job: `job-${target}` };
   const server = targetOptions(plan);
-  const client = await connectMonitor(from);
-  const interruption = new Interruption();
-  try {
+  return withMonitor(from, plan, interruption, async (client) => {
     await client.execute('blockdev-add', server);
-    return await run(client, plan, interruption);
+    const start = (): Promise<void> => startJob(client, plan, { from, copyMode, speed });
+    return run(client, plan, interruption, start);
+  });
+}
+
+/** With the job of an earlier call, which has ended or is still at work. */
+async function goOn(options: MigrateOptions, interruption: Interruption): Promise<number> {
+  const { from, job = '', copyOnly } = options;
+  const given = (['node', 'to', 'speed', 'copyMode'] as const).filter(
+    (name) => options[name] !== undefined,
+  );
+  if (from === undefined || given.length > 0) {
+    throw new Error('migrate --job JOB needs --from MONITOR, and takes --copy-only and no more');
+  }
+  const target = targetOfJob(job);
+  if (target === undefined) throw new Error(`--job '${job}': its name is none that migrate gives`);
+  const plan = { node: job, to: `node '${target}'`, pivot: !copyOnly, target, job };
+  return withMonitor(from, plan, interruption, async (client) => {
+    const jobs = (await client.execute('query-jobs')) as readonly JsonObject[];
+    if (!jobs.some(({ id }) => id === job)) throw new Error(`there is no job '${job}'`);
+    return run(client, plan, interruption);
+  });
+}
+
+/** Name of the node that a migration's job copies to; undefined when it is no such job. */
+export function targetOfJob(job: string): string | undefined {
+  return /^job-(migrate-\d{1,10})$/.exec(job)?.[1];
+}
+
+/** Connects, unless a signal comes before that. */
+async function withMonitor(
+  from: string,
+  plan: Plan,
+  interruption: Interruption,
+  act: (client: QmpClient) => Promise<number>,
+): Promise<number> {
+  const controller = new AbortController();
+  interruption.onSignal(() => controller.abort());
+  let client: QmpClient;
+  try {
+    client = await connectMonitor(from, controller.signal);
+  } catch (error) {
+    if (interruption.signal === undefined) throw error;
+    return calledOff(plan, interruption);
+  }
+  try {
+    return await act(client);
   } finally {
-    interruption.stopListening();
     client.close();
   }
+}
+
+function calledOff({ node }: Plan, interruption: Interruption): number {
+  process.stderr.write(`diskferry: called off: '${node}' is where it was\n`);
+  return interruption.exitStatus;
 }
 
 /** The target as a node. @throws Error when the URI is none that a daemon could connect to */
@@ -84,20 +136,25 @@ function targetOptions({ to, target }: Plan) {
   };
 }
 
-async function run(client: QmpClient, plan: Plan, interruption: Interruption): Promise<number> {
+/** @param start makes the job, where there is none yet */
+async function run(
+  client: QmpClient,
+  plan: Plan,
+  interruption: Interruption,
+  start?: () => Promise<void>,
+): Promise<number> {
   const { node, to, target } = plan;
   let moved = false;
   try {
-    if (interruption.signal === undefined) moved = await mirror(client, plan, interruption);
+    const began = start === undefined || interruption.signal === undefined;
+    if (began) moved = await mirror(client, plan, interruption, start);
   } catch (error) {
+    if (error instanceof EndedByOthers) throw error;
     await client.execute('blockdev-del', { 'node-name': target }).catch(() => undefined);
     throw error;
   }
   if (!moved || !plan.pivot) await client.execute('blockdev-del', { 'node-name': target });
-  if (!moved) {
-    process.stderr.write(`diskferry: called off: '${node}' is where it was\n`);
-    return interruption.exitStatus;
-  }
+  if (!moved) return calledOff(plan, interruption);
   process.stdout.write(
     plan.pivot
       ? `migrated: '${node}' is now at ${to}; its users here are on node '${target}'\n`
@@ -106,19 +163,52 @@ async function run(client: QmpClient, plan: Plan, interruption: Interruption): P
   return 0;
 }
 
+interface JobStart {
+  readonly from: string;
+  readonly copyMode: string;
+  /** Bytes a second. */
+  readonly speed: number | undefined;
+}
+
+async function startJob(
+  client: QmpClient,
+  { job, node, target }: Plan,
+  { from, copyMode, speed }: JobStart,
+): Promise<void> {
+  try {
+    await client.execute('blockdev-mirror', {
+      'job-id': job,
+      device: node,
+      target,
+      sync: 'full',
+      'copy-mode': copyMode,
+      'auto-dismiss': false,
+      ...(speed !== undefined ? { speed } : {}),
+    });
+  } catch (error) {
+    if (!(error instanceof QmpCommandError && error.message.includes('is busy'))) throw error;
+    const jobs = (await client.execute('query-jobs')) as readonly JsonObject[];
+    const earlier = jobs.find(({ id }) => targetOfJob(String(id)) !== undefined);
+    if (earlier === undefined) throw error;
+    const { id, status } = earlier;
+    throw new Error(
+      `${error.message}; the job of an earlier migrate is still there: ${id}, ${status}; ` +
+        `'diskferry migrate --from ${from} --job ${id}' goes on with it, ` +
+        `'diskferry cancel ${from} ${id}' calls it off`,
+    );
+  }
+}
+
 /** @returns false when a signal has ended it early enough. @throws Error when it has failed */
-async function mirror(client: QmpClient, plan: Plan, interruption: Interruption): Promise<boolean> {
-  const { job, speed } = plan;
+async function mirror(
+  client: QmpClient,
+  plan: Plan,
+  interruption: Interruption,
+  start?: () => Promise<void>,
+): Promise<boolean> {
+  const { job } = plan;
   const changes = new JobChanges(client, job);
-  await client.execute('blockdev-mirror', {
-    'job-id': job,
-    device: plan.node,
-    target: plan.target,
-    sync: 'full',
-    'copy-mode': plan.copyMode,
-    'auto-dismiss': false,
-    ...(speed !== undefined ? { speed } : {}),
-  });
+  await start?.();
   interruption.onSignal(() => {
     // Refused when the job is about to end anyway: then it is too late, and it says how it ended.
     client.execute('block-job-cancel', { device: job, force: true }).catch(() => undefined);
@@ -136,12 +226,26 @@ async function mirror(client: QmpClient, plan: Plan, interruption: Interruption)
   }
 }
 
-/** Goes with the job to its end. @returns what it failed with, undefined when it has succeeded */
+/** A job that ends well does so in one of two ways, and which one nobody can be asked afterwards. */
+class EndedByOthers extends Error {
+  constructor({ job, target, node }: Plan) {
+    super(
+      `somebody else has ended the job '${job}', or an earlier migrate has; it did not fail. Whether ` +
+        `users of '${node}' are on node '${target}' now, query-block-exports tells`,
+    );
+  }
+}
+
+/**
+ * Goes with the job to its end.
+ * @returns what it failed with, undefined when it has succeeded @throws EndedByOthers
+ */
 async function follow(
   client: QmpClient,
-  { job, node, pivot }: Plan,
+  plan: Plan,
   changes: JobChanges,
 ): Promise<string | undefined> {
+  const { job, node, pivot } = plan;
   const bar = new ProgressBar(process.stderr, node);
   let ending = false;
   try {
@@ -152,7 +256,10 @@ async function follow(
       if (info === undefined) throw new Error(`somebody else has dismissed the job '${job}'`);
       bar.show(Number(info['current-progress']), Number(info['total-progress']));
       if (info.status === 'concluded') {
-        return typeof info.error === 'string' ? info.error : undefined;
+        if (typeof info.error === 'string') return info.error;
+        if (ending) return undefined;
+        await client.execute('job-dismiss', { id: job });
+        throw new EndedByOthers(plan);
       }
       if (info.status === 'ready' && !ending) {
         ending = await endJob(client, job, pivot);
@@ -173,36 +280,6 @@ async function endJob(client: QmpClient, job: string, pivot: boolean): Promise<b
   } catch (error) {
     if (error instanceof QmpCommandError) return false;
     throw error;
-  }
-}
-
-/** Tells when a job's state changes, so that nobody waits for the next look at it. */
-class JobChanges {
-  readonly stopListening: () => void;
-  #changed = false;
-  #wake: (() => void) | undefined;
-
-  constructor(client: QmpClient, job: string) {
-    this.stopListening = client.onEvent(({ name, data }) => {
-      if (name !== 'JOB_STATUS_CHANGE' || data.id !== job) return;
-      this.#changed = true;
-      this.#wake?.();
-    });
-  }
-
-  /** Waits for a change since the last call, `timeoutMs` at most. */
-  async next(timeoutMs: number): Promise<void> {
-    if (!this.#changed) {
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, timeoutMs);
-        this.#wake = () => {
-          clearTimeout(timer);
-          resolve();
-        };
-      });
-      this.#wake = undefined;
-    }
-    this.#changed = false;
   }
 }
 

@@ -23,11 +23,11 @@ export async function qmp(words: readonly string[]): Promise<number> {
   }
 }
 
-/** @throws Error that names the monitor and says what to look at */
-export async function connectMonitor(text: string): Promise<QmpClient> {
+/** @throws Error that names the monitor and says what to look at; also when the signal gives it up */
+export async function connectMonitor(text: string, signal?: AbortSignal): Promise<QmpClient> {
   const address = parseMonitor(text);
   try {
-    return await QmpClient.connect(address);
+    return await QmpClient.connect(address, signal);
   } catch (error) {
     let reason: unknown = error;
     while (reason instanceof Error && reason.cause instanceof Error) reason = reason.cause;

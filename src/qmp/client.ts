@@ -63,11 +63,17 @@ export class QmpClient {
 
   /**
    * Connects and leaves negotiation mode.
-   * @throws BlockError DF_DISCONNECTED, whose cause says why (DF_TIMEOUT, DF_PROTOCOL, the system's error);
+   * @param signal gives it up
+   * @throws BlockError DF_DISCONNECTED, whose cause says why (DF_TIMEOUT, DF_PROTOCOL, DF_CANCELLED, the system's error);
    *   QmpCommandError when the daemon refuses the negotiation
    */
-  static async connect(address: QmpAddress): Promise<QmpClient> {
+  static async connect(address: QmpAddress, signal?: AbortSignal): Promise<QmpClient> {
+    signal?.throwIfAborted();
     const client = new QmpClient(net.connect(address));
+    const giveUp = (): void => {
+      client.#end(new BlockError('DF_CANCELLED', 'the connection was given up'));
+    };
+    signal?.addEventListener('abort', giveUp);
     const timer = setTimeout(() => {
       client.#end(new BlockError('DF_TIMEOUT', 'no QMP greeting came'));
     }, CONNECT_TIMEOUT_MS);
@@ -81,6 +87,7 @@ export class QmpClient {
       throw error;
     } finally {
       clearTimeout(timer);
+      signal?.removeEventListener('abort', giveUp);
     }
     return client;
   }

@@ -68,6 +68,8 @@ describe('diskferry', () => {
   it.each([
     ['migrate', '--speed BYTES', '--image-opts'],
     ['qmp', 'KEY=VALUE', '--speed'],
+    ['jobs', "a daemon's jobs", '--speed'],
+    ['cancel', 'MONITOR JOB', '--speed'],
     ['img', 'convert [-f FMT]', '--speed'],
     ['img convert', '--target-is-zero', '--shrink'],
     ['img resize', '--shrink', '--target-is-zero'],
@@ -219,6 +221,75 @@ describe('a migration under way', () => {
     expect(await nodeNames(source)).toEqual(before);
     const jobs = await diskferry(['qmp', source.daemon.qmpPath, 'query-jobs']);
     expect(jobs.stdout).toBe('[]\n');
+  });
+
+  /** A migration that was killed; what it began goes on in the daemon. */
+  async function killedMigration(scope: Scope) {
+    const { child, ended, ...rest } = await slowMigration(scope);
+    child.kill('SIGKILL');
+    await ended;
+    return { ...rest, job: `job-migrate-${child.pid}`, monitor: rest.source.daemon.qmpPath };
+  }
+
+  it('that was killed is named to whoever begins another, and called off on demand', async () => {
+    const scope = testScope();
+    const { source, target, before, job, monitor } = await killedMigration(scope);
+    const listed = await diskferry(['jobs', monitor]);
+    expect(listed.stdout).toMatch(new RegExp(`^${job}  mirror  running  \\d+%  `));
+    const again = await diskferry(migration(source, target.uri));
+    expect(again.code).toBe(1);
+    expect(again.stderr).toContain(`'diskferry migrate --from ${monitor} --job ${job}'`);
+    expect(again.stderr).toContain(`'diskferry cancel ${monitor} ${job}'`);
+    const done = await diskferry(['cancel', monitor, job]);
+    expect(done).toMatchObject({ code: 0, stdout: `called off: '${job}'\n`, stderr: '' });
+    expect(await nodeNames(source)).toEqual(before);
+    expect((await diskferry(['jobs', monitor])).stdout).toBe('');
+    expect((await diskferry(['cancel', monitor, job])).stderr).toContain(
+      `there is no job '${job}'`,
+    );
+  });
+
+  it('that was killed is gone on with', async () => {
+    const scope = testScope();
+    const { source, target, job, monitor } = await killedMigration(scope);
+    await diskferry(['qmp', monitor, 'block-job-set-speed', `device=${job}`, 'speed=0']);
+    const { code, stdout } = await diskferry(['migrate', '--from', monitor, '--job', job]);
+    const node = job.slice('job-'.length);
+    const text = `migrated: '${job}' is now at node '${node}'; its users here are on node '${node}'\n`;
+    expect({ code, stdout }).toEqual({ code: 0, stdout: text });
+    await runPeer('qemu-io', ['-f', 'raw', '-c', 'write -P 7 1M 4k', '-c', 'flush', source.uri]);
+    expect(await firstDifference(source.path, target.path)).toBe(MIB);
+    expect(readFileSync(target.path)[MIB]).toBe(7);
+  });
+
+  it('claims nothing of a job that somebody else has ended', async () => {
+    const scope = testScope();
+    const { source, job, monitor } = await killedMigration(scope);
+    await diskferry(['qmp', monitor, 'block-job-set-speed', `device=${job}`, 'speed=0']);
+    const state = async () => (await diskferry(['jobs', monitor])).stdout.split('  ')[2];
+    await waitUntil(async () => (await state()) === 'ready', { what: () => 'the job to be ready' });
+    await diskferry(['qmp', monitor, 'block-job-cancel', `device=${job}`]);
+    await waitUntil(async () => (await state()) === 'concluded', { what: () => "the job's end" });
+    const { code, stdout, stderr } = await diskferry(['migrate', '--from', monitor, '--job', job]);
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+    expect(stderr).toContain(`somebody else has ended the job '${job}'`);
+    expect(await nodeNames(source)).toContain(job.slice('job-'.length));
+  });
+
+  it('is called off by a signal that comes while the monitor says nothing', async () => {
+    const scope = testScope();
+    const path = join(await scope.tempDir(), 'qmp');
+    const silent = createServer();
+    scope.defer(() => silent.close());
+    await once(silent.listen(path), 'listening');
+    const to = 'nbd://host-b/disk';
+    const child = startDiskferry(['migrate', '--from', path, '--node', 'disk', '--to', to]);
+    const stderr = collect(child.stderr);
+    const ended = once(child, 'close') as Promise<[number | null]>;
+    await once(silent, 'connection');
+    child.kill('SIGINT');
+    expect((await ended)[0]).toBe(130);
+    expect(stderr.text()).toBe("diskferry: called off: 'disk' is where it was\n");
   });
 
   it('is no success when the daemon dies', async () => {
