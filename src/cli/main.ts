@@ -56,7 +56,7 @@ Lists a daemon's jobs: what each is, its state, how far it is, and what it faile
 
 const CANCEL_HELP = `Usage: diskferry cancel MONITOR JOB
 Calls a job off by force, and waits for its end: users of its source stay there. Of one that has
-ended only the report is left, which goes. With the job of a migrate goes the node that it copied to.
+ended only the report is left, which goes. The target node of a migrate goes with its job.
 
   MONITOR             a socket's path, or HOST:PORT
   JOB                 its name; 'diskferry jobs' tells it
