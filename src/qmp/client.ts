@@ -64,8 +64,8 @@ export class QmpClient {
   /**
    * Connects and leaves negotiation mode.
    * @param signal gives it up
-   * @throws BlockError DF_DISCONNECTED, whose cause says why (DF_TIMEOUT, DF_PROTOCOL, DF_CANCELLED, the system's error);
-   *   QmpCommandError when the daemon refuses the negotiation
+   * @throws BlockError DF_DISCONNECTED, whose cause says why (DF_TIMEOUT, DF_PROTOCOL,
+   *   DF_CANCELLED, the system's error); QmpCommandError when the daemon refuses the negotiation
    */
   static async connect(address: QmpAddress, signal?: AbortSignal): Promise<QmpClient> {
     signal?.throwIfAborted();
