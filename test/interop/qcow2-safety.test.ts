@@ -241,7 +241,9 @@ describe('tables that lie', () => {
     await expect((async () => node.read(0, Buffer.alloc(512)))()).rejects.toThrow(
       /^Cluster allocation offset 0x50200 unaligned/,
     );
-    await expect((async () => node.write(1 * MIB, Buffer.alloc(512)))()).rejects.toThrow();
+    await expect((async () => node.write(1 * MIB, Buffer.alloc(512)))()).rejects.toThrow(
+      /^Cluster allocation offset 0x50200 unaligned/,
+    );
     await close();
     expect(events).toHaveLength(1);
     expect(events[0]).toMatchObject({ fatal: true });

@@ -180,7 +180,7 @@ describe('blockdev-mirror', () => {
     await target.daemon.kill();
     await concluded(qmp);
     const jobs = await qmp.execute<{ error?: string }[]>('query-jobs');
-    expect(jobs[0]?.error).toBeTruthy();
+    expect(jobs[0]?.error).toContain('lost the NBD server');
     await qmp.execute('job-dismiss', { id: 'job' });
     await runPeer('qemu-io', ['-f', 'raw', '-c', 'read -v 0 16', source.uri]);
     await qmp.execute('blockdev-del', { 'node-name': 'target' });

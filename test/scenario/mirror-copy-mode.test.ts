@@ -89,7 +89,9 @@ describe('copy-mode', () => {
     });
     await change({ 'copy-mode': 'background' });
     expect(await job(qmp)).toMatchObject({ 'copy-mode': 'background', 'actively-synced': false });
-    await expect(change({ type: 'backup' })).rejects.toThrow();
+    await expect(change({ type: 'backup' })).rejects.toThrow(
+      "Job 'job' is of type 'mirror', not 'backup'",
+    );
     await expect(
       qmp.execute('block-job-change', { id: 'none', type: 'mirror', 'copy-mode': 'background' }),
     ).rejects.toThrow("Block job 'none' not found");

@@ -174,7 +174,9 @@ describe('a node', () => {
     expect(total(after.rd_latency_histogram)).toBe(after.rd_operations);
     expect(total(after.flush_latency_histogram)).toBe(after.flush_operations);
     const bad = { id: 'disk', boundaries: [5], 'boundaries-write': [9, 3] };
-    await expect(qmp.execute('block-latency-histogram-set', bad)).rejects.toThrow();
+    await expect(qmp.execute('block-latency-histogram-set', bad)).rejects.toThrow(
+      'histogram boundary 3 is not above the one before it, 9',
+    );
     expect(await stats(qmp, 'disk')).toMatchObject({ rd_latency_histogram: { boundaries } });
     await qmp.execute('block-latency-histogram-set', { id: 'disk' });
     expect(await stats(qmp, 'disk')).not.toHaveProperty('wr_latency_histogram');
@@ -217,8 +219,9 @@ describe('a node', () => {
     const client = await connect(served.scope, served);
     await client.write(0, block(1));
     await qmp.execute('blockdev-set-active', inactive);
-    await expect(client.write(0, block(2))).rejects.toThrow();
-    await expect(client.read(0, block(0))).rejects.toThrow();
+    const text = "Block node 'disk' is inactive";
+    await expect(client.write(0, block(2))).rejects.toThrow(text);
+    await expect(client.read(0, block(0))).rejects.toThrow(text);
     await io(path, 'read -P 1 0 4k', 'write -P 3 0 4k');
     await qmp.execute('blockdev-set-active', { active: true });
     await io(served.uri, 'read -P 3 0 4k');

@@ -192,6 +192,6 @@ describe('parseJson', () => {
     expect(() => parseJson('{} {}')).toThrow('expecting end of input');
     expect(() => parseJson('{} {')).toThrow('expecting end of input');
     expect(() => parseJson('')).toThrow('Expecting a JSON value');
-    expect(() => parseJson('{"a')).toThrow();
+    expect(() => parseJson('{"a')).toThrow(`JSON parse error, stray '"a`);
   });
 });

@@ -84,7 +84,9 @@ describe('a listening socket', () => {
     await expect(server.listen('n', unixServer(file))).rejects.toThrow('Failed to bind socket');
     expect(await readFile(file, 'utf8')).toBe('precious');
     await symlink(file, join(folder, 'link'));
-    await expect(server.listen('n', unixServer(join(folder, 'link')))).rejects.toThrow();
+    await expect(server.listen('n', unixServer(join(folder, 'link')))).rejects.toThrow(
+      'Failed to bind socket',
+    );
   });
 
   test('removes its file at the end', async () => {

@@ -168,6 +168,7 @@ describe('a group', () => {
     const member = group.join();
     member.admit('read', 1e6);
     const waiting = member.admit('read', 1e6);
+    expect(waiting).toBeInstanceOf(Promise);
     group.setLimits({ 'bps-total': 0 });
     await waiting;
   });

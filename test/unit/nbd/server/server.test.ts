@@ -287,7 +287,7 @@ describe('stopping', () => {
     expect((await raw.readToEnd()).byteLength).toBe(16 + 512);
     await stopped;
     await served.exported.closed;
-    await expect(RawNbd.connect(served.scope, served.socket)).rejects.toThrow();
+    await expect(RawNbd.connect(served.scope, served.socket)).rejects.toThrow('ENOENT');
   });
 
   it('drops clients that do not take their replies in time', async () => {
