@@ -18,6 +18,7 @@ serve: the load of clients on servers
   --servers LIST   only these, parted by commas: diskferryd, qemu-storage-daemon, qemu-nbd, nbdkit
   --dir DIR        where images and sockets go (the system's temporary folder)
   --out FILE       write the report there instead of to standard output
+  --readme FILE    also put the summary into FILE, between its bench:serve markers
 
 jobs: mirror and backup by diskferryd and by qemu-storage-daemon, each copy verified
   --rounds N       rounds over all cells and both daemons (3)
@@ -76,6 +77,7 @@ function common(values: Values) {
     rounds: Math.ceil(positive(values.rounds ?? `${rounds}`, 'rounds')),
     only: values.only,
     out: values.out,
+    readme: values.readme,
     parentDir: values.dir,
   };
 }
@@ -87,7 +89,7 @@ function refuse(values: Values, names: readonly (keyof Values)[], benchmark: str
 }
 
 function serve(values: Values): Promise<void> {
-  refuse(values, ['size', 'readme'], 'serve');
+  refuse(values, ['size'], 'serve');
   const seconds = values.quick ? 1 : SECONDS_DEFAULT;
   return benchServe({
     ...common(values),
@@ -99,7 +101,7 @@ function serve(values: Values): Promise<void> {
 /** @param mebibytes when the command line says nothing */
 function sized(values: Values, mebibytes: number) {
   const size = Math.ceil(positive(values.size ?? `${mebibytes}`, 'size')) * MIB;
-  return { ...common(values), size, readme: values.readme };
+  return { ...common(values), size };
 }
 
 function jobs(values: Values): Promise<void> {

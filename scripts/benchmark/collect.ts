@@ -1,6 +1,54 @@
 // SPDX-License-Identifier: MIT
-/** What the benchmarks of jobs and of images do alike with their results. */
-import { readFile, writeFile } from 'node:fs/promises';
+/** What all benchmarks do alike: their folder, their failures, their reports. */
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+/** A word on how far it is, for who waits. */
+export function say(line: string): void {
+  process.stderr.write(`${line}\n`);
+}
+
+/**
+ * Runs a benchmark in a fresh folder, which is removed at the end, a signal's too.
+ * @param parent folder for it; the system's temporary one when absent
+ */
+export async function inTempFolder(
+  parent: string | undefined,
+  work: (dir: string) => Promise<void>,
+): Promise<void> {
+  const dir = await mkdtemp(join(parent ?? tmpdir(), 'diskferry-bench-'));
+  const removeAndLeave = (): void => {
+    rm(dir, { recursive: true, force: true }).finally(() => process.exit(130));
+  };
+  process.once('SIGINT', removeAndLeave).once('SIGTERM', removeAndLeave);
+  try {
+    await work(dir);
+  } finally {
+    await rm(dir, { recursive: true, force: true });
+  }
+}
+
+/** Runs one measurement; one that fails is noted, so that an hour's run is not lost. */
+export async function attempt(
+  failures: string[],
+  what: string,
+  action: () => Promise<void>,
+): Promise<void> {
+  try {
+    await action();
+  } catch (error) {
+    const failure = `${what}: ${error instanceof Error ? error.message : String(error)}`;
+    say(failure);
+    failures.push(failure.split('\n')[0] ?? what);
+  }
+}
+
+/** @throws Error when something could not be measured, after all reports are written */
+export function checkComplete(failures: readonly string[]): void {
+  if (failures.length === 0) return;
+  throw new Error(`${failures.length} measurements failed, see the report`);
+}
 
 /** The entry of a key, made when it is not there. */
 export function entryOf<K, V>(map: Map<K, V>, key: K, make: () => V): V {

@@ -94,7 +94,7 @@ function cellTables(results: ServeResults): string {
   ].join('\n');
 }
 
-function summary(results: ServeResults): string {
+function ratios(results: ServeResults): string {
   const rows = PEERS.map((peer) => {
     const compared = results.cells
       .map((result) => ({ result, value: ratio(result, peer) }))
@@ -152,24 +152,32 @@ export function machine(kernel: string): string {
   ].join(', ');
 }
 
-/** The whole report; says how it was made, so that it can be made again. */
-export function renderReport(results: ServeResults): string {
+/** How it compares, and how it was made, so that it can be made again. */
+export function renderSummary(results: ServeResults): string {
   return [
-    '## Serving, side by side',
-    '',
     `Made by \`scripts/bench serve\` on ${new Date().toISOString().slice(0, 10)}: ${machine(results.kernel)}.`,
     `One raw image of 1 GiB, locked in the page cache in single pages, ${results.rounds} round(s), ${results.seconds} s a cell;`,
     'in each round every cell goes to all servers in turn, in changing order, each freshly started and warmed up for it,',
     'nothing pinned. Medians of the rounds. fio and its server share the cores.',
     '',
-    ...results.servers.map(({ name, version }) => `- ${name}: ${version}`),
-    '',
-    summary(results),
+    ratios(results),
     '',
     others(results),
     '',
+    ...results.failures.map((failure) => `- failed: ${failure}`),
+  ].join('\n');
+}
+
+/** The summary, and every cell. */
+export function renderReport(results: ServeResults): string {
+  return [
+    '## Serving, side by side',
+    '',
+    renderSummary(results),
+    '',
+    ...results.servers.map(({ name, version }) => `- ${name}: ${version}`),
+    '',
     cellTables(results),
     '',
-    ...results.failures.map((failure) => `- failed: ${failure}`),
   ].join('\n');
 }

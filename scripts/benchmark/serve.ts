@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** `scripts/bench serve`: the same load against every server in turn, in one run. */
-import { copyFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { release, tmpdir } from 'node:os';
+import { copyFile, rm } from 'node:fs/promises';
+import { release } from 'node:os';
 import { join } from 'node:path';
 import { CELLS } from './cells.js';
+import { attempt, checkComplete, entryOf, inTempFolder, publish, say } from './collect.js';
 import {
   type Fairness,
   greetingTimes,
@@ -15,7 +16,7 @@ import {
   syncFile,
 } from './measure.js';
 import { holdInPageCache } from './page-cache.js';
-import { type CellResult, renderReport } from './report.js';
+import { type CellResult, renderReport, renderSummary } from './report.js';
 import { SERVERS, type ServerKind, TRANSPORTS, versionOf } from './servers.js';
 
 export interface ServeOptions {
@@ -27,6 +28,8 @@ export interface ServeOptions {
   readonly servers: readonly string[];
   /** File for the report; standard output when absent. */
   readonly out: string | undefined;
+  /** File with the markers between which the summary goes. */
+  readonly readme: string | undefined;
   /** Folder for images and sockets; a fresh one in the system's temporary folder when absent. */
   readonly parentDir: string | undefined;
 }
@@ -43,10 +46,6 @@ interface Collected {
   readonly failures: string[];
 }
 
-const say = (line: string): void => {
-  process.stderr.write(`${line}\n`);
-};
-
 function chooseServers(names: readonly string[]): ServerKind[] {
   for (const name of names) {
     if (SERVERS.some((server) => server.name === name)) continue;
@@ -57,14 +56,11 @@ function chooseServers(names: readonly string[]): ServerKind[] {
 }
 
 function append<T>(to: Map<string, T[]>, key: string, ...values: T[]): void {
-  to.set(key, [...(to.get(key) ?? []), ...values]);
+  entryOf(to, key, (): T[] => []).push(...values);
 }
 
-/** Runs the benchmark and writes its report. @throws Error when a server or client failed */
-export async function benchServe(options: ServeOptions): Promise<void> {
-  const servers = chooseServers(options.servers);
-  const wanted = (name: string): boolean => name.includes(options.only);
-  const collected: Collected = {
+function nothingYet(wanted: (name: string) => boolean): Collected {
+  return {
     cells: TRANSPORTS.flatMap((transport) =>
       CELLS.filter((cell) => wanted(`${transport} ${cell.name}`)).map((cell) => ({
         cell,
@@ -76,58 +72,50 @@ export async function benchServe(options: ServeOptions): Promise<void> {
     fairness: new Map(),
     failures: [],
   };
-  const dir = await mkdtemp(join(options.parentDir ?? tmpdir(), 'diskferry-bench-'));
-  const removeAndLeave = (): void => {
-    rm(dir, { recursive: true, force: true }).finally(() => process.exit(130));
-  };
-  process.once('SIGINT', removeAndLeave).once('SIGTERM', removeAndLeave);
-  try {
+}
+
+/** Runs the benchmark and writes its report. @throws Error when a server or client failed */
+export async function benchServe(options: ServeOptions): Promise<void> {
+  const servers = chooseServers(options.servers);
+  await inTempFolder(options.parentDir, async (dir) => {
     const versions = await Promise.all(
       servers.map(async (kind) => ({ name: kind.name, version: await versionOf(kind) })),
     );
-    const setup = { dir, image: join(dir, 'warm.raw'), seconds: options.secondsPerCell };
-    await makeImage(setup.image);
-    const held = await holdInPageCache(setup.image);
-    if (held.refused !== undefined) {
-      say(`the image may leave the page cache, it can't be locked there: ${held.refused}`);
-    }
-    for (let round = 1; round <= options.rounds; round += 1) {
-      say(`round ${round} of ${options.rounds}`);
-      await runCells(collected, rotated(servers, round - 1), setup);
-      if (wanted(GREETING_CELL)) await runGreetings(collected, servers, setup);
-      if (wanted(FAIRNESS_CELL)) await runFairness(collected, rotated(servers, round - 1), setup);
-    }
-    await held.release();
-    const report = renderReport({
+    const collected = await runRounds(options, servers, dir);
+    const facts = {
       ...collected,
       servers: versions,
       rounds: options.rounds,
       seconds: options.secondsPerCell,
       kernel: release(),
-    });
-    if (options.out === undefined) process.stdout.write(report);
-    else await writeFile(options.out, report);
-    if (collected.failures.length > 0) {
-      throw new Error(`${collected.failures.length} measurements failed, see the report`);
-    }
-  } finally {
-    await rm(dir, { recursive: true, force: true });
-  }
+    };
+    const [report, summary] = [renderReport(facts), renderSummary(facts)];
+    await publish(options, 'bench:serve', { report, summary });
+    checkComplete(collected.failures);
+  });
 }
 
-/** Runs one measurement; one that fails is noted, so that an hour's run is not lost. */
-async function attempt(
-  failures: string[],
-  what: string,
-  action: () => Promise<void>,
-): Promise<void> {
-  try {
-    await action();
-  } catch (error) {
-    const failure = `${what}: ${error instanceof Error ? error.message : String(error)}`;
-    say(failure);
-    failures.push(failure.split('\n')[0] ?? what);
+async function runRounds(
+  options: ServeOptions,
+  servers: readonly ServerKind[],
+  dir: string,
+): Promise<Collected> {
+  const wanted = (name: string): boolean => name.includes(options.only);
+  const collected = nothingYet(wanted);
+  const setup = { dir, image: join(dir, 'warm.raw'), seconds: options.secondsPerCell };
+  await makeImage(setup.image);
+  const held = await holdInPageCache(setup.image);
+  if (held.refused !== undefined) {
+    say(`the image may leave the page cache, it can't be locked there: ${held.refused}`);
   }
+  for (let round = 1; round <= options.rounds; round += 1) {
+    say(`round ${round} of ${options.rounds}`);
+    await runCells(collected, rotated(servers, round - 1), setup);
+    if (wanted(GREETING_CELL)) await runGreetings(collected, servers, setup);
+    if (wanted(FAIRNESS_CELL)) await runFairness(collected, rotated(servers, round - 1), setup);
+  }
+  await held.release();
+  return collected;
 }
 
 /** The order of the servers, another one each time, so that none always has the disk after the same. */

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** `scripts/bench images`: qcow2 images by every server in turn, conversions, and opening a huge image. */
-import { mkdtemp, rm } from 'node:fs/promises';
-import { release, tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { entryOf, publish } from '../collect.js';
+import { release } from 'node:os';
+import { attempt, checkComplete, entryOf, inTempFolder, publish, say } from '../collect.js';
 import type { Measurement } from '../measure.js';
 import { SERVERS, type ServerKind, STORAGE_DAEMONS, versionOf } from '../servers.js';
 import {
@@ -35,29 +33,17 @@ export interface ImagesOptions {
 /** Those that know the format. */
 const IMAGE_SERVERS: readonly ServerKind[] = SERVERS.filter(({ name }) => name !== 'nbdkit');
 
-const say = (line: string): void => {
-  process.stderr.write(`${line}\n`);
-};
-
 /** Runs the benchmark and writes its report. @throws Error when a cell failed or a result differed */
 export async function benchImages(options: ImagesOptions): Promise<void> {
-  const dir = await mkdtemp(join(options.parentDir ?? tmpdir(), 'diskferry-bench-'));
-  const removeAndLeave = (): void => {
-    rm(dir, { recursive: true, force: true }).finally(() => process.exit(130));
-  };
-  process.once('SIGINT', removeAndLeave).once('SIGTERM', removeAndLeave);
-  const run = new Run(options, { dir, size: options.size });
-  try {
+  await inTempFolder(options.parentDir, async (dir) => {
+    const run = new Run(options, { dir, size: options.size });
     const versions = await Promise.all(IMAGE_SERVERS.map(versionOf));
     await run.all();
     const facts = { ...options, versions, kernel: release(), ...run.collected };
     const [report, summary] = [renderImagesReport(facts), renderSummary(facts)];
     await publish(options, 'bench:images', { report, summary });
-  } finally {
-    await rm(dir, { recursive: true, force: true });
-  }
-  const failed = run.collected.failures.length;
-  if (failed > 0) throw new Error(`${failed} measurements failed, see the report`);
+    checkComplete(run.collected.failures);
+  });
 }
 
 class Run {
@@ -141,14 +127,7 @@ class Run {
     say(`  ${cell.name}: ${shown.join(', ')}`);
   }
 
-  /** Runs one measurement; one that fails is noted, so that an hour's run is not lost. */
-  async #attempt(what: string, action: () => Promise<void>): Promise<void> {
-    try {
-      await action();
-    } catch (error) {
-      const text = error instanceof Error ? error.message : String(error);
-      say(`${what}: ${text}`);
-      this.collected.failures.push(`${what}: ${text.split('\n')[0]}`);
-    }
+  #attempt(what: string, action: () => Promise<void>): Promise<void> {
+    return attempt(this.collected.failures, what, action);
   }
 }

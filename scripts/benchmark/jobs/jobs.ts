@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** `scripts/bench jobs`: the same dialogue on both daemons, to the same targets, in one run. */
-import { mkdtemp, open, readFile, rm } from 'node:fs/promises';
-import { release, tmpdir } from 'node:os';
+import { open, readFile, rm } from 'node:fs/promises';
+import { release } from 'node:os';
 import { join } from 'node:path';
 import { MIB } from '../cells.js';
-import { entryOf, publish } from '../collect.js';
+import { checkComplete, entryOf, inTempFolder, publish, say } from '../collect.js';
 import { makeImage } from '../measure.js';
 import { STORAGE_DAEMONS, versionOf } from '../servers.js';
 import {
@@ -51,29 +51,17 @@ const DATA_PIECE = MIB;
 const LATENCY_SECONDS = 2;
 const LATENCY_SECONDS_QUICK = 0.5;
 
-const say = (line: string): void => {
-  process.stderr.write(`${line}\n`);
-};
-
 /** Runs the benchmark and writes its report. @throws Error when a cell failed or a copy differed */
 export async function benchJobs(options: JobsOptions): Promise<void> {
-  const dir = await mkdtemp(join(options.parentDir ?? tmpdir(), 'diskferry-bench-'));
-  const removeAndLeave = (): void => {
-    rm(dir, { recursive: true, force: true }).finally(() => process.exit(130));
-  };
-  process.once('SIGINT', removeAndLeave).once('SIGTERM', removeAndLeave);
-  const run = new Run(options, dir);
-  try {
+  await inTempFolder(options.parentDir, async (dir) => {
+    const run = new Run(options, dir);
     const versions = await Promise.all(JOB_DAEMONS.map(versionOf));
     await run.all();
     const facts = { ...options, versions, kernel: release(), ...run.collected };
     const [report, summary] = [renderJobsReport(facts), renderSummary(facts)];
     await publish(options, 'bench:jobs', { report, summary });
-  } finally {
-    await rm(dir, { recursive: true, force: true });
-  }
-  const failed = run.collected.failures.length;
-  if (failed > 0) throw new Error(`${failed} measurements failed, see the report`);
+    checkComplete(run.collected.failures);
+  });
 }
 
 class Run {
