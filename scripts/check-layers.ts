@@ -57,7 +57,6 @@ const LAYERS: readonly Layer[] = [
   },
   { folder: 'src/daemon', may: ['src', 'protocol'], packages: ['pino'] },
   { folder: 'src/cli', may: ['src', 'protocol'] },
-  { folder: 'src/web', may: ['src', 'protocol'], packages: ['ws'] },
   { folder: 'src/index.ts', may: ['src', 'protocol'] },
   { folder: 'src/nbd.ts', may: ['src/nbd', 'src/base', 'src/block', 'protocol/nbd'] },
   { folder: 'src/qmp.ts', may: ['src/qmp', 'src/base', 'protocol/qapi'] },
