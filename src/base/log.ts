@@ -4,14 +4,19 @@
  * person, JSON for a collector. Lines are written without waiting: a reader that has stalled loses
  * lines, never holds up the daemon.
  */
-import { type DestinationStream, type Logger as PinoLogger, pino } from 'pino';
+import type { DestinationStream, Logger as PinoLogger, SerializedError } from 'pino';
 import { errorText } from './error-text.js';
 import { BlockError, errnoName } from './errors.js';
 import { LOG_BUFFER_MAX, LOG_FLUSH_MS, LOG_HELD_LINES_MAX } from './limits.js';
 
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
-export type Logger = PinoLogger;
+type Writer = 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal';
+/** What the parts of this program use of pino's logger. */
+export interface Logger extends Pick<PinoLogger, Writer> {
+  child(subject: object): Logger;
+  isLevelEnabled(level: string): boolean;
+}
 
 /** What a line is about; every line of a child logger carries it. */
 export interface LogSubject {
@@ -45,7 +50,14 @@ export interface Log {
   flush(): Promise<void>;
 }
 
-let root: Logger = pino({ level: 'silent' });
+const drop = (): void => undefined;
+const SILENT: Logger = {
+  ...{ trace: drop, debug: drop, info: drop, warn: drop, error: drop, fatal: drop },
+  child: () => SILENT,
+  isLevelEnabled: () => false,
+};
+
+let root: Logger = SILENT;
 
 /** The logger of this process: silent until the daemon calls `setRootLog`. */
 export function rootLog(): Logger {
@@ -70,6 +82,8 @@ export function isLogLevel(text: string): text is LogLevel {
  * the second a sentence: `logger.info({ event: 'nbd.connect', peer }, 'client connected')`.
  */
 export async function createLog(options: LogOptions): Promise<Log> {
+  // Loaded only by who writes a log: it costs as much as a fifth of the start of a command.
+  const { pino } = await import('pino');
   const destination = pino.destination({
     dest: options.fd,
     sync: false,
@@ -83,11 +97,12 @@ export async function createLog(options: LogOptions): Promise<Log> {
     options.format === 'json' ? destination : await readable(destination, options.colour ?? false);
   const stream = holdLines(written);
   if (options.held !== true) stream.release();
+  const serialize = (error: Error): object => serializeError(error, pino.stdSerializers.err);
   const base = {
     level: options.level,
     base: null,
     timestamp: pino.stdTimeFunctions.isoTime,
-    serializers: { error: serializeError, err: serializeError },
+    serializers: { error: serialize, err: serialize },
   };
   return {
     logger: pino(base, stream),
@@ -108,17 +123,18 @@ export async function createLog(options: LogOptions): Promise<Log> {
  * What the outside world did needs no stack: message, code, context and causes say it. A stack is
  * for errors that nobody expected.
  */
-function serializeError(error: Error): object {
+function serializeError(error: Error, serialize: (error: Error) => SerializedError): object {
   const isExpected =
     error instanceof BlockError ||
     (error instanceof Error && 'syscall' in error && errnoName(error) !== undefined);
-  const serialized = pino.stdSerializers.err(error);
+  const serialized = serialize(error);
   if (!isExpected) return serialized;
   const { type, message: _message, stack: _stack, ...rest } = serialized;
   return { type, message: errorText(error), ...rest };
 }
 
-const WARN = pino.levels.values.warn ?? 40;
+/** @see pino's levels */
+const WARN = 40;
 
 /** In front of another stream: until `release` it keeps lines below `warn`, so many at most. */
 function holdLines(stream: DestinationStream): DestinationStream & { release(): void } {

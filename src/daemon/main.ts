@@ -161,4 +161,4 @@ class Ending {
   }
 }
 
-await main();
+void main();

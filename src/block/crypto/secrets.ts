@@ -6,7 +6,6 @@
  */
 import { isUtf8 } from 'node:buffer';
 import { createDecipheriv } from 'node:crypto';
-import { open } from 'node:fs/promises';
 import { BlockError, fromSystemError } from '../../base/errors.js';
 import { SECRET_LENGTH_MAX } from '../../base/limits.js';
 
@@ -140,6 +139,8 @@ async function readGiven({ data, file }: SecretProperties): Promise<Buffer> {
 
 /** All of a file or a pipe that is not endless. */
 async function readBounded(path: string): Promise<Buffer> {
+  // Loaded with what it needs of streams only for this: it would cost every start 3 ms.
+  const { open } = await import('node:fs/promises');
   const handle = await open(path, 'r');
   try {
     const chunks: Buffer[] = [];

@@ -98,8 +98,9 @@ describe('log', () => {
   });
 
   it('is silent in this process until it is set', async () => {
-    expect(rootLog().level).toBe('silent');
     const before = rootLog();
+    expect(before.isLevelEnabled('fatal')).toBe(false);
+    expect(before.child({ node: 'n' }).isLevelEnabled('fatal')).toBe(false);
     const { logger } = await createLog({ fd: 2, format: 'json', level: 'fatal' });
     setRootLog(logger);
     expect(rootLog()).toBe(logger);
