@@ -19,23 +19,50 @@ export function readGuest(image: Qcow2Image, offset: number, buffer: Buffer): Ma
   return readRuns(image, offset, buffer);
 }
 
-/** Several runs, at the same time where they have to wait; slices that are missing are read first. */
-async function readRuns(image: Qcow2Image, offset: number, buffer: Buffer): Promise<void> {
+/** Several runs, at the same time where they have to wait. While all is at hand nothing is awaited. */
+function readRuns(image: Qcow2Image, offset: number, buffer: Buffer): MaybePromise<void> {
   const waiting: Promise<void>[] = [];
-  const run = new Run();
-  try {
-    for (let at = 0; at < buffer.byteLength; ) {
-      await image.map.find(offset + at, buffer.byteLength - at, run);
-      const part = buffer.subarray(at, at + run.length);
-      const pending = readRun(image, offset + at, part, run);
+  for (let at = 0; at < buffer.byteLength; ) {
+    try {
+      if (!image.map.lookup(offset + at, buffer.byteLength - at, found)) {
+        waiting.push(readLater(image, offset + at, buffer.subarray(at)));
+        break;
+      }
+      // Below, other images of the chain use the same object.
+      const { length } = found;
+      const pending = readRun(image, offset + at, buffer.subarray(at, at + length), found);
       if (pending !== undefined) waiting.push(pending);
-      at += run.length;
+      at += length;
+    } catch (error) {
+      if (waiting.length === 0) throw error;
+      waiting.push(Promise.reject(error));
+      break;
     }
-  } finally {
-    // The buffer is the caller's again only when nothing is read into it any more.
-    await Promise.allSettled(waiting);
   }
-  if (waiting.length > 0) await Promise.all(waiting);
+  if (waiting.length > 0) return allSettled(waiting);
+}
+
+/** Reads the slice that is missing, then the rest. */
+async function readLater(image: Qcow2Image, offset: number, buffer: Buffer): Promise<void> {
+  const run = new Run();
+  await image.map.find(offset, buffer.byteLength, run);
+  const first = readRun(image, offset, buffer.subarray(0, run.length), run);
+  const waiting = first === undefined ? [] : [first];
+  if (run.length < buffer.byteLength) {
+    waiting.push(readAsync(image, offset + run.length, buffer.subarray(run.length)));
+  }
+  if (waiting.length > 0) await allSettled(waiting);
+}
+
+/** What it throws comes as a rejection. */
+async function readAsync(image: Qcow2Image, offset: number, buffer: Buffer): Promise<void> {
+  await readGuest(image, offset, buffer);
+}
+
+/** The buffer is the caller's again only when nothing is read into it any more. */
+async function allSettled(waiting: readonly Promise<void>[]): Promise<void> {
+  if (waiting.length > 1) await Promise.allSettled(waiting);
+  await Promise.all(waiting);
 }
 
 function readRun(image: Qcow2Image, offset: number, buffer: Buffer, run: Run): MaybePromise<void> {
