@@ -8,7 +8,7 @@
  * of a lock, which others may share to keep copies out of theirs.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import type { MaybePromise } from '../base/maybe-promise.js';
+import { isPromise, type MaybePromise } from '../base/maybe-promise.js';
 import { type RangeHold, RangeLock } from '../base/range-lock.js';
 import type { RateLimit } from '../base/rate-limit.js';
 import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
@@ -68,6 +68,13 @@ interface Operation {
   readonly length: number;
 }
 
+/** What the source said of a range, and when. */
+interface KnownStatus {
+  readonly extent: ChainExtent;
+  readonly offset: number;
+  readonly generation: number;
+}
+
 interface Picked extends Operation {
   readonly zero: boolean;
   readonly hold: RangeHold;
@@ -109,7 +116,9 @@ export class CopyLoop {
   #wake: (() => void) | undefined;
   #woken = false;
   #timer: NodeJS.Timeout | undefined;
-  #status: { extent: ChainExtent; offset: number; generation: number } | undefined;
+  #status: KnownStatus | undefined;
+  /** What comes right behind `#status`, where that was asked for already. */
+  #statusBehind: KnownStatus | undefined;
 
   constructor(options: CopyLoopOptions) {
     this.#options = options;
@@ -140,7 +149,7 @@ export class CopyLoop {
       }
     } finally {
       this.#buffers.length = 0;
-      this.#status = undefined;
+      this.#forgetStatus();
     }
   }
 
@@ -209,7 +218,7 @@ export class CopyLoop {
         return this.#take(free, extent);
       }
       // The source has changed while we asked: what we heard may be old, but it can be read.
-      this.#status = undefined;
+      this.#forgetStatus();
       return this.#take(free, { ...extent, flags: STATUS_DATA, length: free.length });
     }
   }
@@ -292,24 +301,59 @@ export class CopyLoop {
 
   #statusOf(run: Operation): MaybePromise<ChainExtent> {
     const { source } = this.#options;
-    const known = this.#status;
-    if (known !== undefined && known.generation === source.generation) {
-      const ahead = run.offset - known.offset;
-      if (ahead >= 0 && ahead < known.extent.length) {
-        return { ...known.extent, length: known.extent.length - ahead };
-      }
-    }
-    const generation = source.generation;
-    const remember = (extent: ChainExtent): ChainExtent => {
-      this.#status = { extent, offset: run.offset, generation };
-      return extent;
-    };
+    const { generation } = source;
+    const known =
+      this.#known(this.#status, run.offset) ?? this.#known(this.#statusBehind, run.offset);
     // A long look ahead serves the runs that follow.
-    const pending = source.blockStatus(
-      run.offset,
-      Math.min(ZERO_RUN_MAX, this.#options.size - run.offset),
-    );
-    return pending instanceof Promise ? pending.then(remember) : remember(pending);
+    const extent =
+      known ??
+      source.blockStatus(run.offset, Math.min(ZERO_RUN_MAX, this.#options.size - run.offset));
+    return isPromise(extent)
+      ? extent.then((found) => this.#joined(run, found, generation))
+      : this.#joined(run, extent, generation);
+  }
+
+  /** The part of what is known from `offset` on, if that still holds. */
+  #known(status: KnownStatus | undefined, offset: number): ChainExtent | undefined {
+    if (status === undefined || status.generation !== this.#options.source.generation) return;
+    const ahead = offset - status.offset;
+    const length = status.extent.length - ahead;
+    return ahead >= 0 && length > 0 ? { ...status.extent, length } : undefined;
+  }
+
+  /**
+   * Joins data that lies in several layers, so that one copy fetches it, as far as the run and a copy
+   * reach. Remembers all that it was told.
+   */
+  #joined(run: Operation, first: ChainExtent, generation: number): MaybePromise<ChainExtent> {
+    const { source, chunkLength } = this.#options;
+    const wanted = Math.min(run.length, chunkLength);
+    let extent = first;
+    while ((extent.flags & STATUS_ZERO) === 0 && extent.length < wanted) {
+      const offset = run.offset + extent.length;
+      const behind =
+        this.#known(this.#statusBehind, offset) ??
+        source.blockStatus(offset, run.length - extent.length);
+      if (isPromise(behind)) {
+        const soFar = extent;
+        return behind.then((found) => {
+          this.#statusBehind = { extent: found, offset, generation };
+          return this.#joined(run, soFar, generation);
+        });
+      }
+      if ((behind.flags & STATUS_ZERO) !== 0) {
+        this.#statusBehind = { extent: behind, offset, generation };
+        break;
+      }
+      extent = { ...extent, length: extent.length + behind.length };
+    }
+    this.#status = { extent, offset: run.offset, generation };
+    return extent;
+  }
+
+  #forgetStatus(): void {
+    this.#status = undefined;
+    this.#statusBehind = undefined;
   }
 
   #start(picked: Picked): void {

@@ -32,7 +32,7 @@ import { claimNodes } from './node-claims.js';
 import { type StreamBacking, StreamChain } from './stream-chain.js';
 
 /** Longest copy, bytes. */
-const CHUNK_LENGTH = 512 * KIB;
+const CHUNK_LENGTH = 256 * KIB;
 /** Bytes in flight. */
 const WINDOW_LENGTH = 4 * MIB;
 /** What is looked for and copied together, bytes. */

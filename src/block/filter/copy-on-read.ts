@@ -4,7 +4,7 @@
  * @see qapi BlockdevOptionsCor
  */
 import { BlockError } from '../../base/errors.js';
-import type { MaybePromise } from '../../base/maybe-promise.js';
+import { isPromise, type MaybePromise } from '../../base/maybe-promise.js';
 import { RangeLock } from '../../base/range-lock.js';
 import {
   type ChildRole,
@@ -12,6 +12,7 @@ import {
   REQ_PREFETCH,
   REQ_WRITE_UNCHANGED,
   type RequestFlags,
+  STATUS_ZERO,
 } from '../block-driver.js';
 import { type ChainExtent, chainStatus } from '../block-status.js';
 import type { ChildEdge } from '../edge.js';
@@ -135,26 +136,52 @@ export class CopyOnReadDriver extends PassThroughDriver {
 
   async #readInPieces(offset: number, buffer: Buffer, flags: RequestFlags): Promise<void> {
     for (let at = 0; at < buffer.byteLength; ) {
-      const status = await this.#status(offset + at, buffer.byteLength - at);
-      const piece = buffer.subarray(at, at + status.length);
-      if (isBelow(status)) await this.#copy(offset + at, piece);
+      const run = await this.#runAt(offset + at, buffer.byteLength - at);
+      const piece = buffer.subarray(at, at + run.length);
+      if (run.below) await this.#copy(offset + at, piece);
       else if ((flags & REQ_PREFETCH) === 0) await this.child.read(offset + at, piece, flags);
-      at += status.length;
+      at += run.length;
     }
   }
 
   /** Reads and stores a range; parts that were written while it waited for the lock are only read. */
   async #copy(offset: number, buffer: Buffer): Promise<void> {
-    const range = { offset, length: buffer.byteLength, shared: false };
-    await this.#exclusively(range, async () => {
-      await this.child.read(offset, buffer);
-      for (let at = 0; at < buffer.byteLength; ) {
-        const status = await this.#status(offset + at, buffer.byteLength - at);
-        const piece = buffer.subarray(at, at + status.length);
-        if (isBelow(status)) await this.#store(offset + at, piece);
-        at += status.length;
+    const length = buffer.byteLength;
+    const held = this.#lock.acquire(offset, length, { shared: false });
+    const hold = isPromise(held) ? await held : held;
+    try {
+      const pending = this.child.read(offset, buffer);
+      if (pending !== undefined) await pending;
+      // Who waited may find that others have stored some of it.
+      if (!isPromise(held)) {
+        await this.#store(offset, buffer);
+        return;
       }
-    });
+      for (let at = 0; at < length; ) {
+        const run = await this.#runAt(offset + at, length - at);
+        if (run.below) await this.#store(offset + at, buffer.subarray(at, at + run.length));
+        at += run.length;
+      }
+    } finally {
+      hold.release();
+    }
+  }
+
+  /**
+   * The longest prefix of the range that comes from below as a whole, or not, from whichever layers.
+   * What is known to be zero is a run of its own, so that it stays zeroes.
+   */
+  async #runAt(offset: number, lengthMax: number): Promise<{ below: boolean; length: number }> {
+    const first = await this.#status(offset, lengthMax);
+    let { length } = first;
+    while (length < lengthMax) {
+      const pending = this.#status(offset + length, lengthMax - length);
+      const next = isPromise(pending) ? await pending : pending;
+      const alike = isBelow(next) === isBelow(first) && isKnownZero(next) === isKnownZero(first);
+      if (!alike) break;
+      length += next.length;
+    }
+    return { below: isBelow(first), length };
   }
 
   #store(offset: number, data: Buffer): MaybePromise<void> {
@@ -198,3 +225,4 @@ export class CopyOnReadDriver extends PassThroughDriver {
 
 /** Content comes from a layer below the top one, which is worth a copy. */
 const isBelow = (status: ChainExtent): boolean => status.depth > 1;
+const isKnownZero = (status: ChainExtent): boolean => (status.flags & STATUS_ZERO) !== 0;

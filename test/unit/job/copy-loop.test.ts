@@ -2,7 +2,7 @@
 import { expect, it } from 'vitest';
 import { RateLimit } from '../../../src/base/rate-limit.js';
 import { DirtyBitmap } from '../../../src/block/bitmap/dirty-bitmap.js';
-import { STATUS_ALLOCATED, STATUS_DATA } from '../../../src/block/block-driver.js';
+import { STATUS_ALLOCATED, STATUS_DATA, STATUS_ZERO } from '../../../src/block/block-driver.js';
 import { CopyLoop } from '../../../src/job/copy-loop.js';
 
 const KIB = 1024;
@@ -131,3 +131,57 @@ it('is not idle between the choice of a range and its copy, for who drains the n
   expect(await loop.run(() => false)).toBe('clean');
   expect(events).toEqual(['busy', 'read']);
 });
+
+/** Status of a disk whose granules of 64 KiB are each in another layer than the next, `z` ones zero. */
+function statusOf(kinds: string, offset: number, length: number) {
+  const granule = offset / (64 * KIB);
+  const flags = STATUS_ALLOCATED | (kinds[granule] === 'z' ? STATUS_ZERO : STATUS_DATA);
+  return { length: Math.min(length, 64 * KIB), flags, depth: 1 + (granule % 3) };
+}
+
+it.each(['at once', 'later'])(
+  'copies together what lies in several layers, and zeroes apart, when the source answers %s',
+  async (when) => {
+    const kinds = 'dddddzzddz';
+    const size = kinds.length * 64 * KIB;
+    const bitmap = new DirtyBitmap({ size, granularity: 64 * KIB });
+    bitmap.setDirty(0, size);
+    const done: string[] = [];
+    const asked: number[] = [];
+    const loop = new CopyLoop({
+      bitmap,
+      size,
+      source: {
+        read(offset, buffer) {
+          buffer.fill(1);
+          done.push(`read ${offset / KIB} ${buffer.byteLength / KIB}`);
+        },
+        blockStatus(offset, length) {
+          asked.push(offset / KIB);
+          const status = statusOf(kinds, offset, length);
+          return when === 'later' ? Promise.resolve(status) : status;
+        },
+        generation: 0,
+      },
+      target: {
+        write: () => undefined,
+        writeZeroes(offset, length) {
+          done.push(`zero ${offset / KIB} ${length / KIB}`);
+        },
+      },
+      rate: new RateLimit(0, () => performance.now()),
+      chunkLength: 256 * KIB,
+      windowLength: 8 * MIB,
+      unmap: true,
+      copied: () => undefined,
+      failed: () => false,
+    });
+    expect(await loop.run(() => false)).toBe('clean');
+    expect(done).toEqual([
+      ...['read 0 256', 'read 256 64', 'zero 320 64', 'zero 384 64'],
+      ...['read 448 128', 'zero 576 64'],
+    ]);
+    // What was heard of the granule behind a run is not asked again.
+    expect(asked).toEqual([0, 64, 128, 192, 256, 320, 384, 448, 512, 576]);
+  },
+);

@@ -55,6 +55,22 @@ it('leaves what no layer has unallocated', async () => {
   expect(allocatedIn(top).size).toBe(7);
 });
 
+it('stores in one request what several layers below have, and apart what is there already', async () => {
+  const { cor, top } = await chain();
+  await cor.write(4 * BLOCK, Buffer.alloc(BLOCK, 't'));
+  const { calls } = memoryOf(top);
+  calls.length = 0;
+  await cor.read(BLOCK, Buffer.alloc(6 * BLOCK), REQ_PREFETCH);
+  expect(calls.filter((call) => call.startsWith('write'))).toEqual([
+    `write ${BLOCK} ${3 * BLOCK}`,
+    `write ${5 * BLOCK} ${2 * BLOCK}`,
+  ]);
+  const stored = memoryOf(top).data;
+  expect([1, 2, 3, 4, 5, 6].map((block) => stored[block * BLOCK])).toEqual([
+    ...[2, 'm'.charCodeAt(0), 4, 't'.charCodeAt(0), 6, 7],
+  ]);
+});
+
 it('copies nothing from below the bottom node, but reads it', async () => {
   const { cor, top } = await chain({ bottom: 'middle' });
   expect((await contentOf(cor))[0]).toBe(1);
