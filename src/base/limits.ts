@@ -103,6 +103,8 @@ export const CHARDEV_WEBSOCKET_MESSAGE_MAX = 1 * MIB;
 export const NBD_KEEPALIVE_IDLE_MS = 10_000;
 /** Largest WebSocket frame that an NBD client takes, bytes: one payload and its heads fit. */
 export const NBD_WEBSOCKET_FRAME_MAX = NBD_PAYLOAD_MAX + 64 * KIB;
+/** Longest path of a UNIX socket, bytes; what fits into sockaddr_un with its closing zero. */
+export const UNIX_PATH_MAX = 107;
 /** Time for an NBD client to connect and finish the option phase, milliseconds. */
 export const NBD_CONNECT_TIMEOUT_MS = 10_000;
 /** An NBD server that says nothing for so long, with requests waiting, counts as lost, milliseconds. */

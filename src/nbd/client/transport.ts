@@ -3,7 +3,7 @@
 import { connect, Socket } from 'node:net';
 import { getSystemErrorMap } from 'node:util';
 import { BlockError, errnoName, fromSystemError, toError } from '../../base/errors.js';
-import { NBD_GOODBYE_MS, NBD_KEEPALIVE_IDLE_MS } from '../../base/limits.js';
+import { NBD_GOODBYE_MS, NBD_KEEPALIVE_IDLE_MS, UNIX_PATH_MAX } from '../../base/limits.js';
 import { describeAddress, type NbdAddress } from './address.js';
 import { openWebSocket } from './websocket-transport.js';
 
@@ -222,6 +222,10 @@ async function openSocket(
   address: SocketAddress,
   { signal, tuneUnixSocket }: OpenTransportOptions,
 ): Promise<Transport> {
+  // Node would connect to what is left of the path when it is cut off: to another server, perhaps.
+  if (address.type === 'unix' && Buffer.byteLength(address.path) > UNIX_PATH_MAX) {
+    throw new BlockError('DF_INVALID', `UNIX socket path '${address.path}' is too long`);
+  }
   let transport: SocketTransport;
   try {
     transport = new SocketTransport(address);

@@ -5,11 +5,10 @@ import { lstat, unlink } from 'node:fs/promises';
 import type { SocketAddress, SocketAddressLegacy } from '../../../protocol/qapi/sockets.js';
 import type { Infer } from '../../../protocol/qapi/types.js';
 import { BlockError, errnoName, fromSystemError } from '../../base/errors.js';
+import { UNIX_PATH_MAX } from '../../base/limits.js';
 
 export type Address = Infer<typeof SocketAddress>;
 
-/** Longest path of a UNIX socket, bytes; what fits into sockaddr_un with its closing zero. */
-const UNIX_PATH_MAX = 107;
 const PORT_MAX = 65535;
 
 /** The older form with `data`, as the newer one. */

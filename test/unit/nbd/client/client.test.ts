@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: MIT
+import { once } from 'node:events';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { BlockError } from '../../../../src/base/errors.js';
 import { NBD_CLIENT_REQUESTS_MAX } from '../../../../src/base/limits.js';
@@ -282,4 +285,23 @@ test('says goodbye when nothing is under way', async () => {
   await client.flush();
   await client.close();
   await expect.poll(() => peer.requests.map(({ type }) => type)).toEqual([3, 2]);
+});
+
+test('a socket whose path is cut off by the system is not connected to', async () => {
+  const scope = testScope();
+  const dir = await scope.tempDir();
+  const path = join(dir, 's'.repeat(107 - dir.length - 1));
+  const server = createServer();
+  scope.defer(() => server.close());
+  await once(server.listen(path), 'listening');
+  let connections = 0;
+  server.on('connection', (socket) => {
+    connections++;
+    socket.destroy();
+  });
+  const error = await failure(
+    NbdClient.connect({ address: { type: 'unix', path: `${path}-other` } }),
+  );
+  expect(error.message).toContain(`UNIX socket path '${path}-other' is too long`);
+  expect({ code: error.code, connections }).toEqual({ code: 'DF_INVALID', connections: 0 });
 });
