@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { NbdClient } from '../../src/nbd.js';
 import { CutRelay } from './cut-relay.js';
 import { type Daemon, startDaemon } from './daemon.js';
+import { dirtyMarks } from './dirty-marks.js';
 import { MIB, patternBytes } from './images.js';
 import { runPeer } from './peers.js';
 import { QmpClient } from './qmp-client.js';
@@ -183,32 +184,9 @@ export class DaemonFaultBench {
   }
 
   /** Ranges that the bitmap marks, as an NBD client sees them; the client must be silent. */
-  async marked(size: number): Promise<(offset: number) => boolean> {
+  marked(size: number): Promise<(offset: number) => boolean> {
     const { qmp, paths } = this;
-    const exported = {
-      type: 'nbd',
-      id: 'marks',
-      'node-name': 'disk',
-      name: 'marks',
-      writable: true,
-    };
-    await qmp.execute('block-export-add', { ...exported, bitmaps: ['b'] });
-    const context = 'qemu:dirty-bitmap:b';
-    const client = await NbdClient.connect({
-      address: { type: 'unix', path: paths.nbd },
-      exportName: 'marks',
-      metaContexts: [context],
-    });
-    const bits: [number, boolean][] = [];
-    for (let at = 0; at < size; ) {
-      for (const { length, flags } of await client.blockStatus(at, size - at, { context })) {
-        bits.push([at, (flags & 1) !== 0]);
-        at += length;
-      }
-    }
-    await client.close();
-    await qmp.execute('block-export-del', { id: 'marks', mode: 'hard' });
-    return (offset) => bits.findLast(([start]) => start <= offset)?.[1] === true;
+    return dirtyMarks({ qmp, socket: paths.nbd, node: 'disk', bitmap: 'b', size });
   }
 }
 
