@@ -44,7 +44,7 @@ export interface PoolOptions extends Omit<ConnectOptions, 'signal'> {
 
 /** Time between looks for silent connections once somebody has given up, milliseconds. */
 const GIVE_UP_CHECK_MS = 50;
-/** For how long: what they sent last may be younger than the one who gave up, milliseconds. */
+/** For how long: what is sent last may be younger, such as the flush of a node that goes, milliseconds. */
 const GIVE_UP_WATCH_MS = 2 * NBD_GIVE_UP_MS;
 
 export class ConnectionPool implements ConnectionEvents {
@@ -171,8 +171,7 @@ export class ConnectionPool implements ConnectionEvents {
     const end = performance.now() + GIVE_UP_WATCH_MS;
     this.#giveUpTimer = setInterval(() => {
       this.#giveUpSilent();
-      const waits = this.#connections.some(({ requestCount }) => requestCount > 0);
-      if (!waits || performance.now() >= end) clearInterval(this.#giveUpTimer);
+      if (performance.now() >= end) clearInterval(this.#giveUpTimer);
     }, GIVE_UP_CHECK_MS);
     this.#giveUpTimer.unref();
   }

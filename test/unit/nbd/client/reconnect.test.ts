@@ -162,6 +162,13 @@ test('who gives up again and again is not kept waiting longer', async () => {
   }
 });
 
+test('what is asked of a silent server to clean up after giving up does not wait either', async () => {
+  const { client } = await start({ onRequest: () => true });
+  client.cancelWaiting();
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  expect((await failure(client.flush())).message).toMatch(/no answer for 2 s/);
+});
+
 test('a server that has been silent before is given up at once', async () => {
   const { client } = await start({ onRequest: () => true }, { reconnectDelaySeconds: 600 });
   const reading = failure(client.read(0, Buffer.alloc(512)));
