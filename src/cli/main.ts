@@ -21,7 +21,14 @@ Moves a disk that is in use to another NBD server, and its users with it, while 
   --copy-mode MODE    when a write reaches the target: background, write-blocking or auto (default),
                       which slows writers down when they write as fast as the disk is copied
   --copy-only         leave the users on the source; the target is a copy as of the end
-  --job JOB           go on with the job of an earlier migrate that was killed; with --from alone
+  --job JOB           go on with the job of an earlier migrate that was killed; with --from alone,
+                      and not for one with --bitmaps
+  --bitmaps           the node's dirty bitmaps go along: incremental backups go on at the target
+  --to-monitor MONITOR
+                      with --bitmaps: monitor of the daemon that has the target, diskferryd or
+                      qemu-storage-daemon; it, its NBD server and the source's are reached from here
+  --to-node NAME      the node there that gets the bitmaps, when not the one that is exported
+  --from-nbd URI      the source's NBD server, when its monitor does not tell (QEMU's does not)
   -h, --help          print this
 
 SIGINT, SIGTERM or SIGHUP calls the migration off: the disk stays where it is. Another one, more
@@ -130,9 +137,20 @@ function migrateOptions(args: string[]) {
         'copy-mode': { type: 'string' },
         job: { type: 'string' },
         'copy-only': { type: 'boolean', default: false },
+        bitmaps: { type: 'boolean', default: false },
+        'to-monitor': { type: 'string' },
+        'to-node': { type: 'string' },
+        'from-nbd': { type: 'string' },
       },
     });
-    return { ...values, copyMode: values['copy-mode'], copyOnly: values['copy-only'] };
+    return {
+      ...values,
+      copyMode: values['copy-mode'],
+      copyOnly: values['copy-only'],
+      toMonitor: values['to-monitor'],
+      toNode: values['to-node'],
+      fromNbd: values['from-nbd'],
+    };
   } catch (error) {
     // Node's text goes on with advice on positional arguments, which there are none of here.
     const text = error instanceof Error ? error.message.split('. ')[0] : String(error);

@@ -5,13 +5,22 @@
  */
 import { parseNbdTarget } from '../../protocol/nbd/uri.js';
 import type { JsonObject } from '../../protocol/qapi/types.js';
+import { toError } from '../base/errors.js';
 import { type QmpClient, QmpCommandError } from '../qmp/client.js';
+import { BitmapCarrier } from './carry-bitmaps.js';
 import { Interruption } from './interruption.js';
 import { JobChanges } from './job-changes.js';
+import {
+  type BitmapOptions,
+  bitmapEnds,
+  leftBehind,
+  settleBitmaps,
+  WITH_BITMAPS,
+} from './migrate-bitmaps.js';
 import { ProgressBar } from './progress.js';
 import { connectMonitor } from './qmp.js';
 
-export interface MigrateOptions {
+export interface MigrateOptions extends BitmapOptions {
   readonly from?: string | undefined;
   readonly node?: string | undefined;
   readonly to?: string | undefined;
@@ -36,6 +45,8 @@ interface Plan {
   readonly target: string;
   /** Name of the job. */
   readonly job: string;
+  /** Of the bitmaps that go along. */
+  readonly carrier?: BitmapCarrier | undefined;
 }
 
 /** @returns exit status: 0, or 128 and the signal's number when one has called it off */
@@ -62,12 +73,23 @@ async function begin(options: MigrateOptions, interruption: Interruption): Promi
     throw new Error(`--copy-mode '${copyMode}': one of ${COPY_MODES.join(', ')}`);
   }
   const pivot = !options.copyOnly;
-  const plan: Plan = { node, to, pivot, target, job: `job-${target}` };
+  const ends = bitmapEnds(options);
+  const job = `job-${target}${ends === undefined ? '' : WITH_BITMAPS}`;
+  const plan: Plan = { node, to, pivot, target, job };
   const server = targetOptions(plan);
   return withMonitor(from, plan, interruption, async (client) => {
-    await client.execute('blockdev-add', server);
-    const start = (): Promise<void> => startJob(client, plan, { from, copyMode, speed });
-    return run(client, plan, interruption, start);
+    const checkpoint = (): void => {
+      if (interruption.signal !== undefined) throw new Error('the migration was called off');
+    };
+    const shared = { source: client, from, node, to: parseNbdTarget(to), tag: target, checkpoint };
+    const carrier = ends && (await BitmapCarrier.open({ ...shared, ...ends }));
+    try {
+      await client.execute('blockdev-add', server);
+      const start = (): Promise<void> => startJob(client, plan, { from, copyMode, speed });
+      return await run(client, { ...plan, carrier }, interruption, start);
+    } finally {
+      await carrier?.close();
+    }
   });
 }
 
@@ -77,11 +99,15 @@ async function goOn(options: MigrateOptions, interruption: Interruption): Promis
   const given = (['node', 'to', 'speed', 'copyMode'] as const).filter(
     (name) => options[name] !== undefined,
   );
-  if (from === undefined || given.length > 0) {
+  if (from === undefined || given.length > 0 || bitmapEnds(options) !== undefined) {
     throw new Error('migrate --job JOB needs --from MONITOR, and takes --copy-only and no more');
   }
   const target = targetOfJob(job);
   if (target === undefined) throw new Error(`--job '${job}': its name is none that migrate gives`);
+  if (job.endsWith(WITH_BITMAPS)) {
+    const advice = `'diskferry cancel ${from} ${job}' calls it off; then begin anew`;
+    throw new Error(`--job '${job}': the disk's bitmaps would stay behind. ${advice}`);
+  }
   const plan = { node: job, to: `node '${target}'`, pivot: !copyOnly, target, job };
   return withMonitor(from, plan, interruption, async (client) => {
     const jobs = (await client.execute('query-jobs')) as readonly JsonObject[];
@@ -92,7 +118,8 @@ async function goOn(options: MigrateOptions, interruption: Interruption): Promis
 
 /** Name of the node that a migration's job copies to; undefined when it is no such job. */
 export function targetOfJob(job: string): string | undefined {
-  return /^job-(migrate-\d{1,10})$/.exec(job)?.[1];
+  const name = job.endsWith(WITH_BITMAPS) ? job.slice(0, -WITH_BITMAPS.length) : job;
+  return /^job-(migrate-\d{1,10})$/.exec(name)?.[1];
 }
 
 /** Connects, unless a signal comes before that. */
@@ -143,7 +170,7 @@ async function run(
   interruption: Interruption,
   start?: () => Promise<void>,
 ): Promise<number> {
-  const { node, to, target } = plan;
+  const { node, to, target, carrier } = plan;
   let moved = false;
   try {
     const began = start === undefined || interruption.signal === undefined;
@@ -155,11 +182,15 @@ async function run(
   }
   if (!moved || !plan.pivot) await client.execute('blockdev-del', { 'node-name': target });
   if (!moved) return calledOff(plan, interruption);
+  if (carrier !== undefined) await settleBitmaps(carrier, plan);
   process.stdout.write(
     plan.pivot
       ? `migrated: '${node}' is now at ${to}; its users here are on node '${target}'\n`
       : `copied: '${node}' to ${to}\n`,
   );
+  if (carrier !== undefined) {
+    process.stdout.write(`bitmaps on node '${carrier.node}' there: ${carrier.names.join(', ')}\n`);
+  }
   return 0;
 }
 
@@ -191,9 +222,10 @@ async function startJob(
     const earlier = jobs.find(({ id }) => targetOfJob(String(id)) !== undefined);
     if (earlier === undefined) throw error;
     const { id, status } = earlier;
+    const goesOn = `'diskferry migrate --from ${from} --job ${id}' goes on with it, `;
     throw new Error(
       `${error.message}; the job of an earlier migrate is still there: ${id}, ${status}; ` +
-        `'diskferry migrate --from ${from} --job ${id}' goes on with it, ` +
+        (String(id).endsWith(WITH_BITMAPS) ? '' : goesOn) +
         `'diskferry cancel ${from} ${id}' calls it off`,
     );
   }
@@ -214,12 +246,14 @@ async function mirror(
     client.execute('block-job-cancel', { device: job, force: true }).catch(() => undefined);
   });
   try {
-    const error = await follow(client, plan, changes);
+    const { error, bitmapError } = await follow(client, plan, changes);
     await client.execute('job-dismiss', { id: job });
-    if (error === undefined) return true;
-    if (interruption.signal !== undefined) return false;
+    if (error === undefined && bitmapError === undefined) return true;
+    if (interruption.signal !== undefined && error !== undefined) return false;
+    if (bitmapError !== undefined) throw leftBehind(plan, error, bitmapError);
     throw new Error(`the migration failed: ${error}`);
   } catch (error) {
+    if (error instanceof EndedByOthers) plan.carrier?.leave();
     throw isDisconnection(error) ? unknownEnd(plan, error) : error;
   } finally {
     changes.stopListening();
@@ -236,33 +270,43 @@ class EndedByOthers extends Error {
   }
 }
 
-/**
- * Goes with the job to its end.
- * @returns what it failed with, undefined when it has succeeded @throws EndedByOthers
- */
-async function follow(
-  client: QmpClient,
-  plan: Plan,
-  changes: JobChanges,
-): Promise<string | undefined> {
-  const { job, node, pivot } = plan;
+interface End {
+  /** What the job failed with; undefined when it has succeeded. */
+  readonly error: string | undefined;
+  /** Why the bitmaps could not be carried along. The job was cancelled for that. */
+  readonly bitmapError: Error | undefined;
+}
+
+/** Goes with the job to its end. @throws EndedByOthers */
+async function follow(client: QmpClient, plan: Plan, changes: JobChanges): Promise<End> {
+  const { job, node, carrier } = plan;
   const bar = new ProgressBar(process.stderr, node);
   let ending = false;
+  let bitmapError: Error | undefined;
+  let carried = carrier === undefined;
   try {
     for (;;) {
       // Asked for again and again, because only an answer shows that the daemon is still there.
       const jobs = (await client.execute('query-jobs')) as readonly JsonObject[];
       const info = jobs.find(({ id }) => id === job);
-      if (info === undefined) throw new Error(`somebody else has dismissed the job '${job}'`);
+      if (info === undefined) {
+        carrier?.leave();
+        throw new Error(`somebody else has dismissed the job '${job}'`);
+      }
       bar.show(Number(info['current-progress']), Number(info['total-progress']));
       if (info.status === 'concluded') {
-        if (typeof info.error === 'string') return info.error;
-        if (ending) return undefined;
+        if (typeof info.error === 'string') return { error: info.error, bitmapError };
+        if (ending) return { error: undefined, bitmapError };
         await client.execute('job-dismiss', { id: job });
         throw new EndedByOthers(plan);
       }
-      if (info.status === 'ready' && !ending) {
-        ending = await endJob(client, job, pivot);
+      if (info.status === 'ready' && !carried) {
+        bitmapError = await failureOf(carrier?.transfer());
+        carried = true;
+      }
+      const failed = bitmapError !== undefined;
+      if ((info.status === 'ready' || failed) && !ending) {
+        ending = await endJob(client, plan, { giveUp: failed });
       }
       await changes.next(POLL_MS);
     }
@@ -271,11 +315,24 @@ async function follow(
   }
 }
 
-/** Moves the users, or leaves them where they are. @returns false when the job can't do so just now */
-async function endJob(client: QmpClient, job: string, pivot: boolean): Promise<boolean> {
-  const verb = pivot ? 'block-job-complete' : 'block-job-cancel';
+async function failureOf(work: Promise<void> | undefined): Promise<Error | undefined> {
   try {
-    await client.execute(verb, { device: job });
+    await work;
+    return undefined;
+  } catch (error) {
+    return toError(error);
+  }
+}
+
+/** Moves the users, or leaves them where they are. @returns false when the job can't do so just now */
+async function endJob(
+  client: QmpClient,
+  { job, pivot }: Plan,
+  { giveUp }: { readonly giveUp: boolean },
+): Promise<boolean> {
+  const verb = pivot && !giveUp ? 'block-job-complete' : 'block-job-cancel';
+  try {
+    await client.execute(verb, { device: job, ...(giveUp ? { force: true } : {}) });
     return true;
   } catch (error) {
     if (error instanceof QmpCommandError) return false;
@@ -287,10 +344,11 @@ const isDisconnection = (error: unknown): boolean =>
   error instanceof Error && 'code' in error && error.code === 'DF_DISCONNECTED';
 
 /** The daemon may go on without us, or have ended: all that may be said is where to look. */
-function unknownEnd({ job, node }: Plan, cause: unknown): Error {
+function unknownEnd({ job, node, carrier }: Plan, cause: unknown): Error {
+  const bitmaps = carrier?.leave() === true ? '; its bitmaps are at the target' : '';
   return new Error(
     `what became of the migration of '${node}' is not known; if the daemon is still there, ` +
-      `query-jobs shows its job '${job}'`,
+      `query-jobs shows its job '${job}'${bitmaps}`,
     { cause },
   );
 }
