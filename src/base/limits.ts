@@ -34,13 +34,16 @@ export const NBD_UNSENT_BYTES_MAX = 2 * MIB;
 /** Payload and reply bytes of all connections together; the share that a flood can take of memory. */
 export const NBD_BYTES_TOTAL_MAX = 160 * MIB;
 
-/** One QMP message, bytes; QEMU's limit is 64 MiB, real ones stay below some KiB. */
-export const QMP_MESSAGE_MAX = 64 * MIB;
+/** One QMP message, bytes; QEMU's limit is 64 MiB, real ones stay below some KiB. An id so long is echoed in one go. */
+export const QMP_MESSAGE_MAX = 1 * MIB;
 /** Nesting of one QMP message; QEMU's MAX_NESTING. */
 export const QMP_NESTING_MAX = 1024;
 /** Tokens in one QMP message, each some 100 bytes of memory; QEMU's MAX_TOKEN_COUNT is 2 << 20. */
-export const QMP_TOKENS_MAX = 256 * KIB;
-/** Tokens in one reply to our own QMP client, which asked for it: a graph of thousands of nodes. */
+export const QMP_TOKENS_MAX = 32 * KIB;
+/** Bytes of one QMP client that are parsed in a row before others have their turn. */
+export const QMP_TURN_BYTES = 8 * KIB;
+/** One reply to our own QMP client, which asked for it, bytes and tokens: a graph of thousands of nodes. */
+export const QMP_REPLY_MAX = 64 * MIB;
 export const QMP_REPLY_TOKENS_MAX = 2 << 20;
 
 /** Log text that waits for a slow reader of our stderr, bytes; past it lines are dropped. */

@@ -3,7 +3,7 @@
 import net from 'node:net';
 import type { JsonObject, JsonValue } from '../../protocol/qapi/types.js';
 import { BlockError, toError } from '../base/errors.js';
-import { QMP_REPLY_TOKENS_MAX } from '../base/limits.js';
+import { QMP_REPLY_MAX, QMP_REPLY_TOKENS_MAX } from '../base/limits.js';
 import { JsonStream } from './json-stream.js';
 import { type WritableJson, writeJson } from './json-writer.js';
 
@@ -47,7 +47,7 @@ interface Pending {
  */
 export class QmpClient {
   readonly #socket: net.Socket;
-  readonly #stream = new JsonStream({ tokens: QMP_REPLY_TOKENS_MAX });
+  readonly #stream = new JsonStream({ message: QMP_REPLY_MAX, tokens: QMP_REPLY_TOKENS_MAX });
   readonly #pending = new Map<JsonValue, Pending>();
   readonly #listeners = new Set<(event: QmpEvent) => void>();
   #nextId = 1;

@@ -229,6 +229,7 @@ export class JsonStream {
   #ready: JsonMessage | undefined;
   #chunks: Uint8Array[] = [];
   #at = 0;
+  #parsedBytes = 0;
 
   constructor(limits: Partial<JsonLimits> = {}) {
     this.#limits = { ...LIMITS, ...limits };
@@ -255,10 +256,30 @@ export class JsonStream {
     if (chunk.byteLength > 0) this.#chunks.push(chunk);
   }
 
-  /** The next message, or undefined when more bytes are needed. */
-  next(): JsonMessage | undefined {
+  /** True when there are bytes that were not looked at yet. */
+  get hasUnparsed(): boolean {
+    return this.#chunks.length > 0;
+  }
+
+  /** Bytes looked at since the beginning. */
+  get parsedBytes(): number {
+    return this.#parsedBytes;
+  }
+
+  /**
+   * The next message, or undefined when more bytes are needed.
+   *
+   * @param bytesMax look at so many bytes at most; undefined then also means that this was not enough
+   */
+  next(bytesMax = Number.POSITIVE_INFINITY): JsonMessage | undefined {
+    const stop = this.#parsedBytes + bytesMax;
     for (let chunk = this.#chunks[0]; chunk !== undefined; chunk = this.#chunks[0]) {
-      this.#at = this.#lexer.feed(chunk, this.#at);
+      const room = stop - this.#parsedBytes;
+      if (room <= 0) return undefined;
+      const from = this.#at;
+      const isPiece = chunk.byteLength - from > room;
+      this.#at = this.#lexer.feed(isPiece ? chunk.subarray(0, from + room) : chunk, from);
+      this.#parsedBytes += this.#at - from;
       if (this.#at >= chunk.byteLength) {
         this.#chunks.shift();
         this.#at = 0;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** The literals of JSON: from the bytes of a token to its value. */
+import { isAscii } from 'node:buffer';
 import type { JsonValue } from '../../protocol/qapi/types.js';
 
 /** A literal that the grammar lets through and that means nothing; the text says why. */
@@ -25,10 +26,22 @@ function isCharacter(code: number): boolean {
   return !isSurrogate && !isNonCharacter;
 }
 
+/** The value of a hexadecimal digit, or -1. */
+function hexDigit(code: number): number {
+  if (code >= 0x30 && code <= 0x39) return code - 0x30;
+  const lower = code | 0x20;
+  return lower >= 0x61 && lower <= 0x66 ? lower - 0x61 + 10 : -1;
+}
+
 /** Four hexadecimal digits at `at`, or -1. */
 function hex4(text: string, at: number): number {
-  const digits = text.slice(at, at + 4);
-  return /^[0-9a-fA-F]{4}$/.test(digits) ? Number.parseInt(digits, 16) : -1;
+  let value = 0;
+  for (let n = 0; n < 4; n++) {
+    const digit = hexDigit(text.charCodeAt(at + n));
+    if (digit < 0) return -1;
+    value = value * 16 + digit;
+  }
+  return value;
 }
 
 /** The character written as \uXXXX (or as two of them) at `at`, which is behind the first `\u`. */
@@ -47,19 +60,27 @@ function unicodeEscape(text: string, at: number): { character: string; end: numb
   return { character: String.fromCodePoint(code), end };
 }
 
+function decodedText(bytes: Uint8Array): string {
+  // What nearly all strings are, and the only kind that is cheap to check.
+  if (isAscii(bytes))
+    return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('latin1');
+  let text: string;
+  try {
+    text = UTF8.decode(bytes);
+  } catch {
+    throw new LiteralError('invalid UTF-8 sequence in string');
+  }
+  if (NON_CHARACTER.test(text)) throw new LiteralError('invalid UTF-8 sequence in string');
+  return text;
+}
+
 /**
  * The value of a string token, quotes included.
  *
  * @throws {LiteralError} escape or encoding is wrong
  */
 export function stringValue(token: Uint8Array): string {
-  let text: string;
-  try {
-    text = UTF8.decode(token.subarray(1, -1));
-  } catch {
-    throw new LiteralError('invalid UTF-8 sequence in string');
-  }
-  if (NON_CHARACTER.test(text)) throw new LiteralError('invalid UTF-8 sequence in string');
+  const text = decodedText(token.subarray(1, -1));
   if (!text.includes('\\')) return text;
   let result = '';
   for (let at = 0; at < text.length; ) {

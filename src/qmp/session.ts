@@ -10,6 +10,7 @@ import {
   QMP_HALF_CLOSED_MS,
   QMP_OOB_RUNNING_MAX,
   QMP_QUEUE_MAX,
+  QMP_TURN_BYTES,
   QMP_UNSENT_MAX,
   QMP_UNSENT_PAUSE,
 } from '../base/limits.js';
@@ -48,6 +49,9 @@ export class MonitorSession implements CommandSession {
   #isOver = false;
   #whenIdle: (() => void)[] = [];
   #inputEnded = false;
+  /** What may still be parsed before others have their turn, bytes. */
+  #turnBytes = QMP_TURN_BYTES;
+  #isTurnComing = false;
   #halfClosed: NodeJS.Timeout | undefined;
 
   constructor(channel: Channel, options: SessionOptions) {
@@ -115,7 +119,9 @@ export class MonitorSession implements CommandSession {
   }
 
   #send(message: WritableJson): void {
-    const text = writeJson(message, { pretty: this.#options.pretty }).replaceAll('\n', '\r\n');
+    const { pretty } = this.#options;
+    let text = writeJson(message, { pretty });
+    if (pretty) text = text.replaceAll('\n', '\r\n');
     this.#channel.write(`${text}\r\n`);
     this.#options.logOutput(`${text}\r\n`);
   }
@@ -134,13 +140,9 @@ export class MonitorSession implements CommandSession {
       if (!this.#isBusy) for (const resolve of this.#whenIdle.splice(0)) resolve();
       return;
     }
-    while (!this.#isFull) {
-      const message = this.#stream.next();
-      if (message === undefined) break;
-      this.#take(message);
-    }
+    this.#parse();
     this.#run();
-    const shallPause = this.#isFull;
+    const shallPause = this.#isFull || this.#stream.hasUnparsed;
     if (shallPause !== this.#isPaused) {
       this.#isPaused = shallPause;
       if (shallPause) this.#channel.pause();
@@ -149,12 +151,35 @@ export class MonitorSession implements CommandSession {
     if (this.#inputEnded) this.#endWhenIdle();
   }
 
+  /** Takes commands from the stream, of no more bytes than a turn has. */
+  #parse(): void {
+    const stream = this.#stream;
+    while (!this.#isFull && stream.hasUnparsed && this.#turnBytes > 0) {
+      const before = stream.parsedBytes;
+      const message = stream.next(this.#turnBytes);
+      this.#turnBytes -= stream.parsedBytes - before;
+      if (message !== undefined) this.#take(message);
+    }
+    if (this.#turnBytes <= 0 && !this.#isFull) this.#nextTurn();
+  }
+
+  /** Goes on when everybody else, NBD clients above all, has had a turn. */
+  #nextTurn(): void {
+    if (this.#isTurnComing) return;
+    this.#isTurnComing = true;
+    setImmediate(() => {
+      this.#isTurnComing = false;
+      this.#turnBytes = QMP_TURN_BYTES;
+      this.#pump();
+    });
+  }
+
   #take(message: JsonMessage): void {
     if ('value' in message && isOutOfBand(message.value)) {
       this.#oobRunning++;
       void this.#answer(message.value).finally(() => {
         this.#oobRunning--;
-        this.#pump();
+        this.#nextTurn();
       });
     } else this.#queue.push(message);
   }
@@ -168,8 +193,7 @@ export class MonitorSession implements CommandSession {
     this.#isRunning = true;
     void this.#execute(message).finally(() => {
       this.#isRunning = false;
-      // A client with thousands of commands in hand lets others have their turn in between.
-      setImmediate(() => this.#pump());
+      this.#nextTurn();
     });
   }
 
@@ -194,7 +218,8 @@ export class MonitorSession implements CommandSession {
 
   /** A client that has ended its side gets its answers, and then the end of ours. */
   #endWhenIdle(): void {
-    const hasWork = this.#isBusy || this.#queue.length > 0 || this.#isFull;
+    const hasInput = this.#queue.length > 0 || this.#stream.hasUnparsed;
+    const hasWork = this.#isBusy || hasInput || this.#isFull;
     if (!hasWork) void this.#channel.end(QMP_HALF_CLOSED_MS);
   }
 

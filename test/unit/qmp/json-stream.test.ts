@@ -179,6 +179,20 @@ describe('limits', () => {
     expect(messages(text)).toHaveLength(1);
     expect(messages(`[${text}]`)[0]).toBe('JSON nesting depth limit exceeded');
   });
+
+  test('looks at no more bytes than it may, and goes on there', () => {
+    const stream = new JsonStream();
+    stream.feed(Buffer.from('{"a": "bc'));
+    stream.feed(Buffer.from('de"} [1]'));
+    expect(stream.next(5)).toBeUndefined();
+    expect(stream.parsedBytes).toBe(5);
+    expect(stream.next(7)).toBeUndefined();
+    expect(stream.parsedBytes).toBe(12);
+    expect(stream.next(7)).toEqual({ value: { a: 'bcde' } });
+    expect(stream.hasUnparsed).toBe(true);
+    expect(stream.next()).toEqual({ value: [1] });
+    expect(stream.hasUnparsed).toBe(false);
+  });
 });
 
 describe('parseJson', () => {

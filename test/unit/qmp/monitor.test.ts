@@ -4,7 +4,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { QMP_QUEUE_MAX, QMP_TOKENS_MAX } from '../../../src/base/limits.js';
+import {
+  QMP_OOB_RUNNING_MAX,
+  QMP_QUEUE_MAX,
+  QMP_TOKENS_MAX,
+  QMP_TURN_BYTES,
+} from '../../../src/base/limits.js';
 import { NOTE, QmpPeer, TestServer, unixServer, VERSION } from './qmp-peer.js';
 
 let folder: string;
@@ -107,6 +112,24 @@ describe('a session', () => {
     peer.send(`{"execute": "echo", "id": [1${',1'.repeat(QMP_TOKENS_MAX)}]}`);
     expect((await peer.next()).error?.desc).toBe('JSON token count limit exceeded');
     expect((await peer.ask('echo', { text: 'b' })).return).toBe('b');
+    peer.close();
+  });
+
+  test('lets others have their turn while it parses what one client sent', async () => {
+    await server.listen('m', unixServer(path));
+    const peer = await client();
+    let turns = 0;
+    let isOver = false;
+    const count = () => {
+      turns++;
+      if (!isOver) setImmediate(count);
+    };
+    setImmediate(count);
+    const length = 40 * QMP_TURN_BYTES;
+    peer.send(`${' '.repeat(length)}{"execute": "echo", "arguments": {"text": "a"}}`);
+    expect((await peer.next()).return).toBe('a');
+    isOver = true;
+    expect(turns).toBeGreaterThanOrEqual(length / QMP_TURN_BYTES);
     peer.close();
   });
 
@@ -253,6 +276,24 @@ describe('out of band', () => {
     expect(await peer.next()).toEqual({ return: {} });
     for (let n = 0; n <= QMP_QUEUE_MAX; n++) await peer.next();
     expect(server.ran).toContain('late');
+    peer.close();
+  });
+
+  test('commands of one client run in many turns, so that others have theirs', async () => {
+    await server.listen('m', unixServer(path));
+    const peer = await client(['oob']);
+    let turns = 0;
+    let isOver = false;
+    const count = () => {
+      turns++;
+      if (!isOver) setImmediate(count);
+    };
+    setImmediate(count);
+    const commands = 20 * QMP_OOB_RUNNING_MAX;
+    peer.send('{"exec-oob": "echo", "arguments": {"text": "a"}}'.repeat(commands));
+    for (let n = 0; n < commands; n++) expect((await peer.next()).return).toBe('a');
+    isOver = true;
+    expect(turns).toBeGreaterThanOrEqual(commands / QMP_OOB_RUNNING_MAX);
     peer.close();
   });
 });

@@ -14,6 +14,7 @@ import {
 } from '../../../protocol/qapi/define.js';
 import { INTROSPECT_COMMANDS } from '../../../protocol/qapi/introspect.js';
 import type { JsonValue } from '../../../protocol/qapi/types.js';
+import { QMP_REPLY_MAX, QMP_REPLY_TOKENS_MAX } from '../../../src/base/limits.js';
 import { rootLog } from '../../../src/base/log.js';
 import { registerCharCommands } from '../../../src/qmp/commands/char.js';
 import { registerControlCommands } from '../../../src/qmp/commands/control.js';
@@ -43,7 +44,7 @@ export class QmpPeer {
   text = '';
 
   constructor(readonly stream: Duplex) {
-    const parser = new JsonStream();
+    const parser = new JsonStream({ message: QMP_REPLY_MAX, tokens: QMP_REPLY_TOKENS_MAX });
     stream.on('data', (bytes: Buffer) => {
       this.text += bytes.toString();
       parser.feed(bytes);
