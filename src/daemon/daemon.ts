@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /** All parts of a daemon, put together, and taken apart in the right order. */
+
 import { QAPI_COMMANDS, QAPI_EVENTS } from '../../protocol/qapi/all.js';
 import { BLOCK_IO_ERROR } from '../../protocol/qapi/block-core.js';
-import { errnoName, toError } from '../base/errors.js';
+import { BlockError, errnoName, toError } from '../base/errors.js';
 import { NBD_UNIX_SEND_BUFFER, SHUTDOWN_STEP_MS } from '../base/limits.js';
 import { type Logger, subjectLog } from '../base/log.js';
 import { Secrets } from '../block/crypto/secrets.js';
@@ -154,9 +155,14 @@ export class Daemon {
   }
 
   #addMonitor(options: Extract<OptionAction, { kind: 'monitor' }>['options']): void {
+    const chardev = this.chardevs.find(options.chardev);
+    if (chardev === undefined) {
+      // What is a chardev for commands is one in other words here, as in QEMU.
+      throw new BlockError('DF_NOT_FOUND', `chardev "${options.chardev}" not found`);
+    }
     this.#monitors.push(
       new Monitor({
-        chardev: this.chardevs.get(options.chardev),
+        chardev,
         registry: this.registry,
         events: this.events,
         version: qmpVersion(),

@@ -39,6 +39,21 @@ describe('removing an export', () => {
     expect(await qmp.execute('query-block-exports')).toEqual([]);
   });
 
+  it('tells of the end of an idle export before it answers, and lists the newest first', async () => {
+    const scope = testScope();
+    const served = await serveImage(scope, { size: MIB });
+    const qmp = await served.daemon.qmp(scope);
+    await qmp.execute('nbd-server-add', { device: 'disk', name: 'second' });
+    const listed = await qmp.execute<{ id: string }[]>('query-block-exports');
+    expect(listed.map(({ id }) => id)).toEqual(['second', 'disk']);
+    const ended = () => qmp.events.map(({ event, data }) => [event, data]);
+    await qmp.execute('nbd-server-remove', { name: 'second' });
+    expect(ended()).toEqual([['BLOCK_EXPORT_DELETED', { id: 'second' }]]);
+    await qmp.execute('block-export-del', { id: 'disk' });
+    expect(ended().slice(1)).toEqual([['BLOCK_EXPORT_DELETED', { id: 'disk' }]]);
+    await qmp.execute('blockdev-del', { 'node-name': 'disk' });
+  });
+
   it('drops clients in mode hard', async () => {
     const scope = testScope();
     const served = await serveImage(scope, { size: MIB });

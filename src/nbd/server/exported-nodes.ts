@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Nodes of the graph as exports: a backend each, bitmaps, and holding all of them back at once. */
 import { BlockError } from '../../base/errors.js';
+import type { MaybePromise } from '../../base/maybe-promise.js';
 import { BlockBackend } from '../../block/backend.js';
 import type { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
 import type { ChildEdge } from '../../block/edge.js';
@@ -44,7 +45,7 @@ export class ExportedNodes {
   readonly #backends = new Map<string, BlockBackend>();
   readonly #whenNone: (() => void)[] = [];
   /** Exports that are gone for clients, but whose nodes are not free yet. */
-  #closing = 0;
+  readonly #closing = new Map<string, Promise<void>>();
   #held = false;
   /** Called when an export is gone and its node free. */
   onDeleted: (id: string) => void = () => {};
@@ -136,10 +137,15 @@ export class ExportedNodes {
 
   /** Fulfilled when no node is exported any more. */
   async whenNone(): Promise<void> {
-    if (this.#exported.size + this.#closing === 0) return;
+    if (this.#exported.size + this.#closing.size === 0) return;
     await new Promise<void>((resolve) => {
       this.#whenNone.push(resolve);
     });
+  }
+
+  /** Waits for an export that has no clients any more, until its node is free; for no other. */
+  whenFree(id: string): MaybePromise<void> {
+    return this.#closing.get(id);
   }
 
   /** Fails what is held back of an export whose clients are being dropped. */
@@ -176,7 +182,7 @@ export class ExportedNodes {
           { nextExtent: (offset: number, limit: number) => bitmap.status(offset, limit) },
         ]),
       ),
-      onClosed: () => void this.#closed(options.id, backend),
+      onClosed: () => this.#closed(options.id, backend),
     });
     for (const bitmap of bitmaps) bitmap.busy = true;
     if (this.#held) backend.hold();
@@ -185,17 +191,18 @@ export class ExportedNodes {
     return added;
   }
 
-  async #closed(id: string, backend: BlockBackend): Promise<void> {
+  #closed(id: string, backend: BlockBackend): void {
     const exported = this.#exported.get(backend);
     this.#exported.delete(backend);
     this.#backends.delete(id);
-    this.#closing++;
     for (const bitmap of exported?.bitmaps ?? []) bitmap.busy = false;
-    await this.#graph.detach(backend);
-    this.#closing--;
-    this.onDeleted(id);
-    if (this.#exported.size + this.#closing > 0) return;
-    for (const resolve of this.#whenNone.splice(0)) resolve();
+    const closing = this.#graph.detach(backend).then(() => {
+      if (this.#closing.get(id) === closing) this.#closing.delete(id);
+      this.onDeleted(id);
+      if (this.#exported.size + this.#closing.size > 0) return;
+      for (const resolve of this.#whenNone.splice(0)) resolve();
+    });
+    this.#closing.set(id, closing);
   }
 
   /** @throws BlockError DF_NOT_FOUND, and why the bitmap can't be used */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** The one NBD server of a daemon, which comes and goes, with the nodes that it exports. */
 import { BlockError } from '../../base/errors.js';
+import type { MaybePromise } from '../../base/maybe-promise.js';
 import type { BlockGraph } from '../../block/graph.js';
 import { ExportRegistry, type RemoveMode } from './export.js';
 import { ExportedNodes } from './exported-nodes.js';
@@ -92,10 +93,15 @@ export class NbdService {
     if (this.#server === server) this.#server = undefined;
   }
 
-  /** @throws BlockError DF_NOT_FOUND; DF_IN_USE: `safe` and it has clients */
-  remove(id: string, mode: RemoveMode): void {
+  /**
+   * Removes an export. When nobody is connected its node is free at the end of it; else it goes with its
+   * last client, which is not waited for.
+   * @throws BlockError DF_NOT_FOUND; DF_IN_USE: `safe` and it has clients
+   */
+  remove(id: string, mode: RemoveMode): MaybePromise<void> {
     this.exports.remove(id, mode);
     if (mode === 'hard') this.exported.failHeld(id);
+    return this.exported.whenFree(id);
   }
 
   /** @throws BlockError DF_EXISTS when a server runs */

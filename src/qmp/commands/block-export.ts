@@ -6,6 +6,7 @@ import { BlockError } from '../../base/errors.js';
 import { isIdentifier } from '../../base/identifier.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
+import type { NbdExport } from '../../nbd/server/export.js';
 import type { NbdService } from '../../nbd/server/service.js';
 import type { EventHub } from '../events.js';
 import type { CommandRegistry } from '../registry.js';
@@ -26,14 +27,19 @@ export function registerBlockExports(registry: CommandRegistry, services: Export
   registerServer(registry, services);
   registry.register(qapi.BLOCK_EXPORT_ADD, (args) => addExport(services, args));
   registry.register(qapi.BLOCK_EXPORT_DEL, ({ id, mode = 'safe' }) => nbd.remove(id, mode));
+  // The newest first, as in QEMU.
   registry.register(qapi.QUERY_BLOCK_EXPORTS, () =>
-    nbd.exports.all().map((entry) => ({
-      id: entry.id,
-      type: 'nbd' as const,
-      'node-name': entry.nodeName,
-      'shutting-down': entry.shuttingDown,
-    })),
+    nbd.exports.all().reverse().map(describeExport),
   );
+}
+
+function describeExport(entry: NbdExport) {
+  return {
+    id: entry.id,
+    type: 'nbd' as const,
+    'node-name': entry.nodeName,
+    'shutting-down': entry.shuttingDown,
+  };
 }
 
 /** @see qapi NbdServerInfo */
@@ -94,7 +100,7 @@ function registerServer(registry: CommandRegistry, services: ExportServices): vo
     if (found === undefined) {
       throw new BlockError('DF_NOT_FOUND', `Export '${name}' is not found`);
     }
-    nbd.remove(found.id, mode);
+    return nbd.remove(found.id, mode);
   });
 }
 

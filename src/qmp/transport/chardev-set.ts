@@ -90,6 +90,10 @@ export class ChardevSet {
     return chardev;
   }
 
+  find(id: string): Chardev | undefined {
+    return this.#chardevs.get(id);
+  }
+
   /** @throws {BlockError} `DF_NOT_FOUND` */
   get(id: string): Chardev {
     const chardev = this.#chardevs.get(id);
