@@ -34,7 +34,7 @@ export const NBD_UNSENT_BYTES_MAX = 2 * MIB;
 /** Payload and reply bytes of all connections together; the share that a flood can take of memory. */
 export const NBD_BYTES_TOTAL_MAX = 160 * MIB;
 
-/** One QMP message, bytes; QEMU's limit is 64 MiB, real ones stay below some KiB. An id so long is echoed in one go. */
+/** One QMP message, bytes; QEMU's limit is 64 MiB, real ones stay below some KiB. It is answered in one go. */
 export const QMP_MESSAGE_MAX = 1 * MIB;
 /** Nesting of one QMP message; QEMU's MAX_NESTING. */
 export const QMP_NESTING_MAX = 1024;

@@ -19,6 +19,7 @@ import {
   type TruncateOptions,
 } from '../block-driver.js';
 import type { ChildEdge } from '../edge.js';
+import { jsonFilename } from '../filter/pass-through.js';
 import type { NodeOptions } from '../node-options.js';
 import { PERM_RESIZE, type Permissions } from '../permissions.js';
 
@@ -60,8 +61,15 @@ class RawDriver implements BlockDriver {
     return this.#file.node.driver.features.multiConn ? FEATURES : SINGLE_CONN_FEATURES;
   }
 
+  /** An overlay notes this: without the window it would show other data, without a name none. */
   get filename(): string {
-    return this.#whole ? this.#file.node.driver.filename : '';
+    if (this.#whole) return this.#file.node.driver.filename;
+    const { offset, size } = this.#window;
+    return jsonFilename(
+      'raw',
+      { file: this.#file },
+      size === undefined ? { offset } : { offset, size },
+    );
   }
 
   get size(): number {

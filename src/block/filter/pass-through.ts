@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** What filters have in common: everything goes to the one child as it is. */
+import path from 'node:path';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import type {
   BlockDriver,
@@ -124,9 +125,20 @@ export function jsonFilename(
   return `json:${JSON.stringify({ driver, ...options, ...Object.fromEntries(described) })}`;
 }
 
-/** A child in such a description. */
-export function describeChild({ node: { driver } }: ChildEdge): unknown {
-  const { name, filename } = driver;
+/**
+ * A child in such a description, from which it can be opened again, wherever that is: a format above
+ * its file, and files by their whole path.
+ */
+export function describeChild({ node }: ChildEdge): unknown {
+  const { name, filename } = node.driver;
   if (filename.startsWith('json:')) return JSON.parse(filename.slice('json:'.length));
-  return filename === '' ? { driver: name } : { driver: name, filename };
+  const file = node.children.get('file');
+  if (file !== undefined) return { driver: name, file: describeChild(file) };
+  if (filename === '') return { driver: name };
+  return { driver: name, filename: hasScheme(filename) ? filename : path.resolve(filename) };
+}
+
+/** A name such as nbd://host/export. */
+function hasScheme(filename: string): boolean {
+  return /^[^/:]+:/.test(filename);
 }
