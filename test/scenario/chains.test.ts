@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 /** Chains that grow and shrink below a connected client, as in QEMU's guide to live block operations. */
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { NbdClient } from '../../src/nbd.js';
 import { type Daemon, startDaemon } from '../support/daemon.js';
-import { diskferry } from '../support/diskferry.js';
 import { runPeer, runPeerJson, tryPeer } from '../support/peers.js';
 import { expectEqual, expectSound, KIB, MIB, pattern, qemuContent } from '../support/qcow2.js';
 import { Random } from '../support/qcow2-model.js';
@@ -387,28 +386,6 @@ describe('chains under jobs and transactions', () => {
     await bench.qmp.event('BLOCK_EXPORT_DELETED');
     await bench.snapshot('D', 'E');
     await bench.qmp.execute('blockdev-del', { 'node-name': 'node-E' });
-  });
-
-  it('an overlay above a part of an image finds that part again, from any folder', async () => {
-    const scope = testScope();
-    const dir = await scope.tempDir();
-    const offset = 512 * 3;
-    const disk = pattern(SIZE, 7);
-    await writeFile(join(dir, 'disk'), disk);
-    const window = `raw,node-name=part,offset=${offset},size=${MIB}`;
-    const blockdev = ['--blockdev', `${window},file.driver=file,file.filename=disk`];
-    const daemon = await startDaemon(scope, blockdev, { cwd: dir });
-    const qmp = await daemon.qmp(scope);
-    const overlay = join(dir, 'overlay');
-    const names = { 'node-name': 'part', 'snapshot-node-name': 'top', 'snapshot-file': overlay };
-    await qmp.execute('blockdev-snapshot-sync', names);
-    await daemon.stop();
-    const expected = disk.subarray(offset, offset + MIB);
-    expectEqual(await qemuContent(overlay, join(dir, 'scratch')), expected);
-    const copy = join(dir, 'copy');
-    const converted = await diskferry(['img', 'convert', '-O', 'raw', overlay, copy]);
-    expect(converted.code, converted.stderr).toBe(0);
-    expectEqual(await readFile(copy), expected);
   });
 
   it('changes what an image notes as its backing file', async () => {

@@ -2,12 +2,15 @@
 /** Nodes of a running daemon: other options, other children, activity, statistics, limits, locks. */
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { NbdClient } from '../../src/nbd.js';
-import { waitUntil } from '../support/daemon.js';
+import { startDaemon, waitUntil } from '../support/daemon.js';
+import { diskferry } from '../support/diskferry.js';
 import { KIB, MIB, makeImage, readRange } from '../support/images.js';
 import { runPeer, spawnTracked, tryPeer } from '../support/peers.js';
+import { expectEqual, pattern, qemuContent } from '../support/qcow2.js';
 import { QmpClient } from '../support/qmp-client.js';
 import { serveImage } from '../support/served-image.js';
 import { type Scope, testScope } from '../support/temp.js';
@@ -318,5 +321,29 @@ describe('image locks', () => {
     machine.kill('SIGTERM');
     await gone;
     await qmp.execute('block-export-add', exportNode('guest'));
+  });
+});
+
+describe('a part of an image', () => {
+  it('is found again by an overlay above it, from any folder', async () => {
+    const scope = testScope();
+    const dir = await scope.tempDir();
+    const offset = 512 * 3;
+    const disk = pattern(4 * MIB, 7);
+    await writeFile(join(dir, 'disk'), disk);
+    const window = `raw,node-name=part,offset=${offset},size=${MIB}`;
+    const blockdev = ['--blockdev', `${window},file.driver=file,file.filename=disk`];
+    const daemon = await startDaemon(scope, blockdev, { cwd: dir });
+    const qmp = await daemon.qmp(scope);
+    const overlay = join(dir, 'overlay');
+    const names = { 'node-name': 'part', 'snapshot-node-name': 'top', 'snapshot-file': overlay };
+    await qmp.execute('blockdev-snapshot-sync', names);
+    await daemon.stop();
+    const expected = disk.subarray(offset, offset + MIB);
+    expectEqual(await qemuContent(overlay, join(dir, 'scratch')), expected);
+    const copy = join(dir, 'copy');
+    const converted = await diskferry(['img', 'convert', '-O', 'raw', overlay, copy]);
+    expect(converted.code, converted.stderr).toBe(0);
+    expectEqual(await readFile(copy), expected);
   });
 });
