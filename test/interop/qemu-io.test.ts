@@ -82,6 +82,18 @@ test('discard gives storage back, and the range reads as zeroes', async () => {
   expect(before - (await allocatedBytes(disk.path))).toBeGreaterThanOrEqual(4 * MIB);
 });
 
+test('a discard that does not keep to the block size gives back the whole blocks inside of it', async () => {
+  const disk = await serveImage(testScope(), { size: SIZE, fileOptions: ',cache.direct=on' });
+  const stdout = await qemuIo(disk, [
+    'write -P 0x66 0 8M',
+    'discard 1000 4M',
+    'read -P 0x66 0 4k',
+    'read -P 0 4k 4092k',
+    'read -P 0x66 4M 4M',
+  ]);
+  expect(stdout).toContain('discard 4194304/4194304 bytes at offset 1000');
+});
+
 test('many requests in flight at once all land', async () => {
   const disk = await serveImage(testScope(), { size: SIZE });
   const writes = Array.from({ length: 64 }, (_, i) => `aio_write -P ${i + 1} ${i * 64}k 64k`);

@@ -67,7 +67,10 @@ export function refuse(head: Readonly<ReceivedRequest>, session: Session): Refus
   const { size } = backend;
   if (head.offset > size || head.length > size - head.offset) return outOfRange(head, size);
   const minimum = session.minimumBlock;
-  if (minimum > 1 && (head.offset % minimum !== 0 || head.length % minimum !== 0)) {
+  const isAligned = head.offset % minimum === 0 && head.length % minimum === 0;
+  // QEMU's client asks to trim what its guest names, whatever the blocks; TRIM is advice, and the node
+  // discards the whole blocks inside of it.
+  if (!isAligned && head.type !== NBD_CMD_TRIM) {
     return invalid(head, `is not aligned to ${minimum} bytes`);
   }
   return refuseByCommand(head, session);

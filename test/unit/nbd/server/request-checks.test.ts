@@ -102,6 +102,11 @@ describe('refuse', () => {
     expect(refuse(odd, session({ minimumBlock: 512 }))?.error).toBe(nbd.NBD_EINVAL);
   });
 
+  it('lets a trim have any range, which is advice', () => {
+    const odd = head(nbd.NBD_CMD_TRIM, { offset: 1, length: 511 });
+    expect(refuse(odd, session({ minimumBlock: 512, writable: true }))).toBeUndefined();
+  });
+
   it('refuses a flush with a range', () => {
     const refusal = refuse(head(nbd.NBD_CMD_FLUSH, { length: 1 }), session());
     expect(refusal?.error).toBe(nbd.NBD_EINVAL);
