@@ -295,19 +295,22 @@ describe('SIGTERM', () => {
 });
 
 describe('a daemon that nobody can reach', () => {
-  it('stays until a signal ends it in order', async () => {
-    const scope = testScope();
-    const pidfile = join(await scope.tempDir(), 'pid');
-    const { program, args } = daemonCommand();
-    const options = ['--chardev', 'stdio,id=c', '--monitor', 'c', '--pidfile', pidfile];
-    const child = spawnTracked(program, [...args, ...options], { stdio: 'ignore' });
-    const ended = new Promise((resolve) => child.once('exit', (...how) => resolve(how)));
-    await waitUntil(() => existsSync(pidfile), { what: () => 'the pid file' });
-    // Its standard input is at its end. Who ends of itself does not get as far as removing the file.
-    child.kill('SIGTERM');
-    expect(await ended).toEqual([0, null]);
-    expect(existsSync(pidfile)).toBe(false);
-  });
+  it.each(['SIGTERM', 'SIGINT', 'SIGHUP'] as const)(
+    'stays until %s ends it in order',
+    async (signal) => {
+      const scope = testScope();
+      const pidfile = join(await scope.tempDir(), 'pid');
+      const { program, args } = daemonCommand();
+      const options = ['--chardev', 'stdio,id=c', '--monitor', 'c', '--pidfile', pidfile];
+      const child = spawnTracked(program, [...args, ...options], { stdio: 'ignore' });
+      const ended = new Promise((resolve) => child.once('exit', (...how) => resolve(how)));
+      await waitUntil(() => existsSync(pidfile), { what: () => 'the pid file' });
+      // Its standard input is at its end. Who ends of itself does not get as far as removing the file.
+      child.kill(signal);
+      expect(await ended).toEqual([0, null]);
+      expect(existsSync(pidfile)).toBe(false);
+    },
+  );
 });
 
 describe('an option that fails', () => {
