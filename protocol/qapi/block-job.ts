@@ -187,7 +187,7 @@ export const BLOCK_COMMIT = defineCommand({
       'where the base has no format, raw is noted as its format instead of the protocol',
       { default: 'false' },
     ),
-    speed: optional(int, speedDoc, { default: '0' }),
+    speed: optional(int64, speedDoc, { default: '0' }),
     'on-error': optional(BlockdevOnError, 'what is done about failing requests', {
       default: 'report',
     }),

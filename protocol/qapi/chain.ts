@@ -2,7 +2,7 @@
 /** Chains of images that grow and shrink. @see QEMU's qapi/block-core.json */
 import { BlockdevOnError, NewImageMode } from './block-job.js';
 import { SnapshotInfo } from './block-nodes-info.js';
-import { bool, defineCommand, int, optional, required, str, struct } from './define.js';
+import { bool, defineCommand, int64, optional, required, str, struct } from './define.js';
 
 export const BlockdevSnapshotSync = struct('BlockdevSnapshotSync', {
   doc: 'A snapshot with an overlay that is named by file.',
@@ -83,7 +83,7 @@ export const BLOCK_STREAM = defineCommand({
       { default: 'false' },
     ),
     bottom: optional(str, 'name of the last node that goes: what is below it stays'),
-    speed: optional(int, 'limit of its speed, bytes a second; 0: none', { default: '0' }),
+    speed: optional(int64, 'limit of its speed, bytes a second; 0: none', { default: '0' }),
     'on-error': optional(BlockdevOnError, 'what is done about failing requests', {
       default: 'report',
     }),

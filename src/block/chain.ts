@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Backing chains: layers one above the other, with filters in between. */
 import path from 'node:path';
-import type { BackingFile } from './block-driver.js';
 import type { ChildEdge } from './edge.js';
 import type { BlockNode } from './node.js';
 
@@ -80,29 +79,4 @@ function isSameFile(above: BlockNode, below: BlockNode, name: string): boolean {
 /** "json:…" or a name with a scheme. */
 function isDescription(name: string): boolean {
   return /^[^/:]+:/.test(name);
-}
-
-/**
- * What an image notes when `base` is below it.
- * @param options.filename instead of the base's own file name
- * @param options.maskProtocol note `raw` where the base has no format
- */
-export function backingFileOf(
-  image: BlockNode,
-  base: BlockNode,
-  options: { readonly filename?: string | undefined; readonly maskProtocol?: boolean } = {},
-): BackingFile {
-  const layer = skipFilters(base);
-  const masked = options.maskProtocol === true && layer.kind === 'protocol';
-  return {
-    filename: options.filename ?? nameSeenFrom(image.driver.filename, layer.driver.filename),
-    format: masked ? 'raw' : layer.driver.name,
-  };
-}
-
-/** A relative name in an image starts from the image's folder: it stays where that is the same. */
-export function nameSeenFrom(image: string, name: string): string {
-  if (name === '' || path.isAbsolute(name) || isDescription(name)) return name;
-  const there = path.resolve(name);
-  return path.resolve(path.dirname(image), name) === there ? name : there;
 }

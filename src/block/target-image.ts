@@ -3,10 +3,10 @@
 import { BlockError, toError } from '../base/errors.js';
 import { BlockBackend } from './backend.js';
 import type { DriverOptions, ImageCreation } from './block-driver.js';
-import { nameSeenFrom } from './chain.js';
 import { createImage } from './create-image.js';
 import type { BlockGraph } from './graph.js';
 import { filenameOptions } from './image-filename.js';
+import { backingFileOf } from './image-name.js';
 import type { BlockNode } from './node.js';
 import { openNode } from './open-node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_RESIZE } from './permissions.js';
@@ -140,13 +140,9 @@ async function create(
     await createImage(graph, { driver, filename: file, size: own ? 0 : createSize }, signal);
   }
   if (!own) return;
+  const noted = backing === undefined ? undefined : await backingFileOf(filename, backing);
   const below =
-    backing === undefined
-      ? {}
-      : {
-          'backing-file': nameSeenFrom(filename, backing.driver.filename),
-          'backing-fmt': backing.driver.name,
-        };
+    noted === undefined ? {} : { 'backing-file': noted.filename, 'backing-fmt': noted.format };
   const image = { driver: format, file: protocol, size: createSize, ...below };
   await createImage(graph, image, signal);
 }

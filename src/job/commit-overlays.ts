@@ -2,8 +2,9 @@
 /** The images above a layer that goes: what they note as their backing file. */
 import { BlockError } from '../base/errors.js';
 import type { BackingFile } from '../block/block-driver.js';
-import { backingFileOf, skipFilters } from '../block/chain.js';
+import { skipFilters } from '../block/chain.js';
 import type { BlockGraph } from '../block/graph.js';
+import { backingFileOf } from '../block/image-name.js';
 import { BlockNode } from '../block/node.js';
 import { setReadOnlyLocked } from '../block/reopen.js';
 
@@ -28,7 +29,10 @@ export function overlaysOf(node: BlockNode): BlockNode[] {
 }
 
 /** @throws BlockError where an overlay can't note a backing file, or the base has no name to note */
-export function checkOverlays(overlays: readonly BlockNode[], change: BackingChange): void {
+export async function checkOverlays(
+  overlays: readonly BlockNode[],
+  change: BackingChange,
+): Promise<void> {
   for (const overlay of overlays) {
     if (overlay.driver.changeBackingFile === undefined) {
       throw new BlockError(
@@ -37,12 +41,12 @@ export function checkOverlays(overlays: readonly BlockNode[], change: BackingCha
         { node: overlay.name },
       );
     }
-    noted(overlay, change);
+    await noted(overlay, change);
   }
 }
 
-function noted(overlay: BlockNode, { base, ...how }: BackingChange): BackingFile {
-  const backing = backingFileOf(overlay, base, how);
+async function noted(overlay: BlockNode, { base, ...how }: BackingChange): Promise<BackingFile> {
+  const backing = await backingFileOf(overlay.driver.filename, base, how);
   if (backing.filename !== '') return backing;
   const { name } = skipFilters(base);
   throw new BlockError(
@@ -73,7 +77,7 @@ export async function changeBackingFiles(
         info?.backingFilename === undefined
           ? undefined
           : { filename: info.backingFilename, format: info.backingFormat };
-      await note(graph, overlay, noted(overlay, change));
+      await note(graph, overlay, await noted(overlay, change));
       done.push(() => note(graph, overlay, before));
     }
   } catch (error) {

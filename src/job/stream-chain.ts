@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 /** The part of a chain that a stream takes out: everything between its top layer and its base. */
 import { BlockError } from '../base/errors.js';
-import { backingFileOf, chainDown, chainEdge, chainNext, skipFilters } from '../block/chain.js';
+import { chainDown, chainEdge, chainNext, skipFilters } from '../block/chain.js';
 import { drained } from '../block/drain.js';
 import type { ChildEdge } from '../block/edge.js';
 import { type BlockGraph, UNUSED_PERMISSIONS } from '../block/graph.js';
+import { backingFileOf } from '../block/image-name.js';
 import type { BlockNode } from '../block/node.js';
 
 export interface StreamBacking {
@@ -81,7 +82,10 @@ export class StreamChain {
         this.#link(next);
         const going = new Map([[old, UNUSED_PERMISSIONS]]);
         await this.#graph.updatePermissions([layer, old.node], going);
-        const noted = base === undefined ? undefined : backingFileOf(layer, base, backing);
+        const noted =
+          base === undefined
+            ? undefined
+            : await backingFileOf(layer.driver.filename, base, backing);
         if (layer.driver.changeBackingFile === undefined) throw notNoted(layer);
         await layer.driver.changeBackingFile(noted);
       } catch (error) {

@@ -48,7 +48,7 @@ export async function blockCommit(
     filename: args['backing-file'],
     maskProtocol: args['backing-mask-protocol'] ?? false,
   };
-  checkOverlays(overlaysOf(top), backing);
+  await checkOverlays(overlaysOf(top), backing);
   await jobs.run(options.id, () => CommitJob.create(graph, { ...options, backing }, jobs));
 }
 

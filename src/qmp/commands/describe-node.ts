@@ -14,6 +14,7 @@ import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
 import type { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
 import type { FormatInfo, InternalSnapshot } from '../../block/block-driver.js';
+import { shownName } from '../../block/image-name.js';
 import type { BlockNode } from '../../block/node.js';
 
 /** Options of one description. */
@@ -27,7 +28,7 @@ export async function describeNode(
   node: BlockNode,
   options: DescribeOptions,
 ): Promise<Output<typeof BlockDeviceInfo>> {
-  const filename = node.driver.filename;
+  const filename = await shownName(node);
   const backing = node.children.get('backing')?.node;
   const bitmaps = [...node.bitmaps.values(), ...anonymousTrackers(node)];
   return {
@@ -35,7 +36,7 @@ export async function describeNode(
     'node-name': node.name,
     ro: node.readOnly,
     drv: node.driver.name,
-    ...(backing !== undefined ? { backing_file: backing.driver.filename } : {}),
+    ...(backing !== undefined ? { backing_file: await shownName(backing) } : {}),
     backing_file_depth: options.flat ? 0 : backingDepth(node),
     encrypted: node.driver.encrypted === true,
     detect_zeroes: node.options.detectZeroes,
@@ -69,7 +70,7 @@ export async function describeImage(
   const snapshots = await snapshotsOf(node);
   const backingFilename = info?.backingFilename ?? backing?.driver.filename;
   return {
-    filename: node.driver.filename,
+    filename: await shownName(node),
     format: node.driver.name,
     'virtual-size': node.size,
     ...(allocated !== undefined ? { 'actual-size': allocated } : {}),

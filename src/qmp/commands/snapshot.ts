@@ -6,6 +6,7 @@ import { BlockError } from '../../base/errors.js';
 import { BlockBackend } from '../../block/backend.js';
 import type { EdgeParent } from '../../block/edge.js';
 import { type BlockGraph, UNUSED_PERMISSIONS } from '../../block/graph.js';
+import { awaitBacking } from '../../block/image-name.js';
 import { BlockNode } from '../../block/node.js';
 import { takingSnapshot } from '../../block/snapshot.js';
 import { openTargetImage } from '../../block/target-image.js';
@@ -53,6 +54,7 @@ export class SnapshotSync {
   readonly #services: SnapshotServices;
   readonly #args: Infer<typeof qapi.BlockdevSnapshotSync>;
   #overlay: BlockNode | undefined;
+  #linked: (() => void) | undefined;
   /** Keeps the overlay open until it has users: it may itself be what another snapshot is of. */
   readonly #holder = new BlockBackend('the making of a snapshot');
 
@@ -99,6 +101,7 @@ export class SnapshotSync {
       },
     });
     this.#overlay = image.node;
+    this.#linked = awaitBacking(image.node, node);
     await graph.attach(this.#holder, image.node, UNUSED_PERMISSIONS);
   }
 
@@ -121,6 +124,7 @@ export class SnapshotSync {
   async release(): Promise<void> {
     const overlay = this.#overlay;
     const { graph } = this.#services;
+    this.#linked?.();
     await graph.detach(this.#holder);
     if (overlay !== undefined) await graph.exclusive(() => graph.closeUnused(overlay));
   }

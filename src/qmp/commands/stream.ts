@@ -194,7 +194,8 @@ async function noteBackingFile(image: BlockNode, filename: string): Promise<void
 function rootNode(graph: BlockGraph, name: string): BlockNode {
   const node = graph.find(name);
   if (node === undefined) {
-    throw new BlockError('DF_NODE_NOT_FOUND', `Device '${name}' not found`, { node: name });
+    const text = `Cannot find device='${name}' nor node-name='${name}'`;
+    throw new BlockError('DF_NOT_FOUND', text, { node: name });
   }
   if ([...node.parents].some(({ role }) => role !== 'root')) {
     throw new BlockError('DF_INVALID', 'Need a root block node', { node: name });
