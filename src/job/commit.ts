@@ -15,7 +15,7 @@ import { CommitTopDriver } from '../block/filter/commit-top.js';
 import type { BlockGraph } from '../block/graph.js';
 import { insertFilter, removeFilterLocked } from '../block/insert-filter.js';
 import type { BlockNode } from '../block/node.js';
-import { PERM_ALL } from '../block/permissions.js';
+import { PERM_ALL, PERM_RESIZE } from '../block/permissions.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
 import { CommitChain } from './commit-chain.js';
 import { type BackingChange, changeBackingFiles, overlaysOf } from './commit-overlays.js';
@@ -50,6 +50,8 @@ export class CommitJob extends BlockJob {
   readonly #writer: BlockBackend;
   readonly #bitmap: DirtyBitmap;
   readonly #loop: CopyLoop;
+  /** Hold the images above, which note the base in the end: open until then, and as long as they are. */
+  readonly #holders: BlockBackend[] = [];
   #filter: BlockNode | undefined;
 
   /** @throws BlockError when chain, base or overlays can't be had; nothing has changed then */
@@ -105,7 +107,8 @@ export class CommitJob extends BlockJob {
   }
 
   override owns(parent: EdgeParent): boolean {
-    return parent === this.#writer || this.#chain.owns(parent);
+    const holds = this.#holders.some((holder) => holder === parent);
+    return holds || parent === this.#writer || this.#chain.owns(parent);
   }
 
   async #setUp(): Promise<void> {
@@ -117,6 +120,11 @@ export class CommitJob extends BlockJob {
         driver: (child) => new CommitTopDriver(child),
       });
       await this.#chain.block(this.#describe(), { writer: this.#writer });
+      for (const node of new Set([this.#options.device, ...overlaysOf(this.#filter)])) {
+        const holder = new BlockBackend(this.#describe());
+        await this.#graph.attach(holder, node, { taken: 0, shared: PERM_ALL & ~PERM_RESIZE });
+        this.#holders.push(holder);
+      }
       // Nobody is expected to write there; who does so all the same loses nothing.
       top.trackers.push(this.#bitmap);
     } catch (error) {
@@ -235,7 +243,9 @@ export class CommitJob extends BlockJob {
     const { trackers } = this.#options.top;
     const at = trackers.indexOf(this.#bitmap);
     if (at >= 0) trackers.splice(at, 1);
-    await this.#graph.detach(this.#writer);
+    for (const backend of [...this.#holders.splice(0), this.#writer]) {
+      await this.#graph.detach(backend);
+    }
     await this.#chain.end({ keepWritable: false });
   }
 

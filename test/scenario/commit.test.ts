@@ -189,6 +189,52 @@ describe('block-commit', () => {
     expectEqual(await qemuContent(images[base] ?? '', join(bench.dir, 'after')), bench.content);
   });
 
+  it('keeps the image above open and as long as it is, until that has noted the base', async () => {
+    const scope = testScope();
+    const bench = await serve(scope, await makeChain(scope));
+    const { qmp, dir, images } = bench;
+    const ends = { 'top-node': 'n2', 'base-node': 'n1' };
+    const slow = { speed: 1, 'auto-finalize': false };
+    await qmp.execute('block-commit', { 'job-id': 'j', device: 'n3', ...ends, ...slow });
+    await bench.client.close();
+    await qmp.execute('block-export-del', { id: 'e', mode: 'hard' });
+    await qmp.event('BLOCK_EXPORT_DELETED');
+    await qmp.refused('blockdev-del', { 'node-name': 'n3' });
+    await qmp.refused('block_resize', { 'node-name': 'n3', size: 2 * SIZE });
+    await qmp.execute('block-job-set-speed', { device: 'j', speed: 0 });
+    await status(qmp, 'pending');
+    await qmp.execute('job-finalize', { id: 'j' });
+    expect((await qmp.event('BLOCK_JOB_COMPLETED')).data).not.toHaveProperty('error');
+    await qmp.execute('blockdev-del', { 'node-name': 'n3' });
+    expect(await backingNames(images[3] ?? '')).toEqual([images[3], images[1], images[0]]);
+    expectEqual(await qemuContent(images[3] ?? '', join(dir, 'raw')), bench.content);
+  });
+
+  it('keeps an overlay that only an export had, until that has noted the base', async () => {
+    const scope = testScope();
+    const bench = await serve(scope, await makeChain(scope));
+    const { qmp, dir, images } = bench;
+    const overlay = join(dir, 'overlay');
+    await qmp.execute('blockdev-snapshot-sync', { device: 'n3', 'snapshot-file': overlay });
+    const nodes = await qmp.execute<{ file: string; 'node-name': string }[]>(
+      'query-named-block-nodes',
+      { flat: true },
+    );
+    const device = nodes.find((node) => node.file === overlay && 'backing_file' in node);
+    const ends = { 'top-node': 'n3', 'base-node': 'n1', 'auto-finalize': false };
+    const commit = { 'job-id': 'j', device: device?.['node-name'], ...ends };
+    await qmp.execute('block-commit', commit);
+    await status(qmp, 'pending');
+    await bench.client.close();
+    await qmp.execute('block-export-del', { id: 'e', mode: 'hard' });
+    await qmp.event('BLOCK_EXPORT_DELETED');
+    await qmp.execute('job-finalize', { id: 'j' });
+    expect((await qmp.event('BLOCK_JOB_COMPLETED')).data).not.toHaveProperty('error');
+    await qmp.execute('quit');
+    expect(await backingNames(overlay)).toEqual([overlay, images[1], images[0]]);
+    expectEqual(await qemuContent(overlay, join(dir, 'raw')), bench.content);
+  });
+
   it('leaves all as it was when it is cancelled', async () => {
     const scope = testScope();
     const bench = await serve(scope, await makeChain(scope));
