@@ -129,6 +129,31 @@ const WORKS: Record<string, Work> = {
     expect(done).toBe(!fails);
     if (done) life.tops = [OVERLAY];
   },
+  async 'transaction of many'(life) {
+    const bitmap = (node: string, name: string): object => ({
+      type: 'block-dirty-bitmap-add',
+      data: { node, name, persistent: true, granularity: 4096 },
+    });
+    const saved = { type: 'blockdev-snapshot-internal-sync', data: { device: 'd', name: 's' } };
+    const snapshot = { type: 'blockdev-snapshot', data: { node: 'd', overlay: OVERLAY } };
+    const merge = { node: OVERLAY, target: 'm', bitmaps: [{ node: 'd', name: 'm' }] };
+    const actions = [
+      ...[bitmap('d', 'm'), saved, snapshot, bitmap(OVERLAY, 'm')],
+      { type: 'block-dirty-bitmap-merge', data: merge },
+      { type: 'block-dirty-bitmap-remove', data: { node: 'd', name: 'm' } },
+    ];
+    const abort = { type: 'abort', data: {} };
+    const last = life.random.int(actions.length + 1);
+    const fails = last < actions.length;
+    life.tops = fails && last < 3 ? ['d'] : [OVERLAY, 'd'];
+    const said = fails ? [...actions.slice(0, last), abort] : actions;
+    const done = await life.execute('transaction', { actions: said }).then(
+      () => true,
+      () => false,
+    );
+    expect(done).toBe(!fails);
+    life.tops = done ? [OVERLAY] : ['d'];
+  },
   async stream(life) {
     const ends: [object, ...object[]] = [{}, { 'base-node': 'a' }, { bottom: 'c' }];
     await job(life, 'block-stream', { device: 'd', ...life.random.pick(ends) });

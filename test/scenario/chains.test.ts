@@ -210,7 +210,8 @@ describe('block-stream', () => {
       await bench.write(10);
       await bench.check();
     }
-    await bench.qmp.execute('block-job-set-speed', { device: 'job0', speed: 0 });
+    // On a busy machine the job has nothing left to do by now, and refuses.
+    await bench.qmp.reply('block-job-set-speed', { device: 'job0', speed: 0 });
     await pending;
     await bench.write();
     expect(await bench.images('D')).toEqual(file('D', 'C', 'B', 'A'));
