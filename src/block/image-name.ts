@@ -6,7 +6,7 @@
  */
 import path from 'node:path';
 import type { BackingFile, DriverOptions } from './block-driver.js';
-import { skipFilters } from './chain.js';
+import { chainNext, skipFilters } from './chain.js';
 import type { BlockNode } from './node.js';
 
 const JSON_PREFIX = 'json:';
@@ -37,7 +37,10 @@ type Paths = 'asGiven' | 'absolute';
 
 /** What queries call a node. @see qapi BlockDeviceInfo */
 export async function shownName(node: BlockNode): Promise<string> {
-  return node.kind === 'filter' ? node.driver.filename : name(node, 'asGiven');
+  if (node.kind !== 'filter') return name(node, 'asGiven');
+  const below = chainNext(node);
+  const { filename } = node.driver;
+  return below?.driver.filename === filename ? shownName(below) : filename;
 }
 
 /**
@@ -61,16 +64,20 @@ export async function backingFileOf(
 
 async function name(layer: BlockNode, paths: Paths): Promise<string> {
   const { filename } = layer.driver;
-  if (filename !== '' && (isDescription(filename) || !(await isOverridden(layer)))) return filename;
+  const isPlain = filename !== '' && liesOnFile(layer) && !(await isOverridden(layer));
+  if (isPlain || filename.startsWith(JSON_PREFIX)) return filename;
   return JSON_PREFIX + JSON.stringify(await describe(layer, paths));
+}
+
+/** A name means one format on one file; not, say, a raw disk inside a qcow2 image. */
+function liesOnFile({ children }: BlockNode): boolean {
+  const file = children.get('file')?.node;
+  return file === undefined || skipFilters(file).kind === 'protocol';
 }
 
 /** Its file alone would be opened with another chain below it. */
 async function isOverridden(layer: BlockNode): Promise<boolean> {
-  if (!layer.driver.features.backing) {
-    const file = layer.children.get('file')?.node;
-    return file !== undefined && isOverridden(skipFilters(file));
-  }
+  if (!layer.driver.features.backing) return false;
   const info = await layer.driver.formatInfo?.();
   const noted = info?.fullBackingFilename ?? '';
   const backing = backingOf(layer);

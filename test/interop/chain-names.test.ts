@@ -2,14 +2,15 @@
 /** What images note of the image below them, when its file name alone would open something else. */
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { startDaemon } from '../support/daemon.js';
 import { sayToBoth, type Talk } from '../support/dialogue.js';
-import { runPeer } from '../support/peers.js';
+import { runPeer, runPeerJson } from '../support/peers.js';
 import { createImage, MIB, qemuContent, qemuIo } from '../support/qcow2.js';
-import type { Scope } from '../support/temp.js';
+import { type Scope, testScope } from '../support/temp.js';
 
 /**
  * `x` notes no backing image and is opened above `a`, `y` notes `a` and is opened above nothing; `w` is
- * the second half of a file; `m` and `top` lie above `x`.
+ * the second half of a file, `inside` the disk in `a`; `m` and `top` lie above `x`.
  */
 async function makeImages(scope: Scope): Promise<{ dir: string; args: string[] }> {
   const dir = await scope.tempDir();
@@ -38,6 +39,7 @@ async function makeImages(scope: Scope): Promise<{ dir: string; args: string[] }
       ...{ driver: 'raw', 'node-name': 'w', offset: MIB, size: MIB },
       file: { driver: 'file', filename: path('r') },
     },
+    { driver: 'raw', 'node-name': 'inside', 'read-only': true, file: 'a' },
   ];
   return { dir, args: nodes.flatMap((node) => ['--blockdev', JSON.stringify(node)]) };
 }
@@ -52,6 +54,7 @@ interface Named {
   readonly 'node-name': string;
   readonly file: string;
   readonly backing_file?: string;
+  readonly backing_file_depth: number;
 }
 
 /** Names of nodes, their options parsed. */
@@ -60,11 +63,14 @@ async function names({ qmp, dir }: Talk): Promise<unknown> {
     const plain = name?.replaceAll(dir, 'DIR');
     return plain?.startsWith('json:') ? JSON.parse(plain.slice('json:'.length)) : plain;
   };
-  const nodes = await qmp.execute<Named[]>('query-named-block-nodes', { flat: true });
+  const nodes = await qmp.execute<Named[]>('query-named-block-nodes');
   return Object.fromEntries(
     nodes
       .filter((node) => !node['node-name'].startsWith('#'))
-      .map((node) => [node['node-name'], [parsed(node.file), parsed(node.backing_file)]]),
+      .map((node) => [
+        node['node-name'],
+        [parsed(node.file), parsed(node.backing_file), node.backing_file_depth],
+      ]),
   );
 }
 
@@ -76,10 +82,14 @@ async function done({ qmp }: Talk, command: string, args: object): Promise<void>
 
 describe('an image above a node that its file name alone does not open', () => {
   it('is told of by queries as QEMU does', async () => {
-    await sayToBoth(makeImages, names);
+    await sayToBoth(makeImages, async (talk) => {
+      const filter = { driver: 'copy-before-write', 'node-name': 'cbw', file: 'top', target: 'y' };
+      await talk.qmp.execute('blockdev-add', filter);
+      return names(talk);
+    });
   });
 
-  it.each(['top', 'y', 'w'])(
+  it.each(['top', 'y', 'w', 'inside'])(
     'reads the same when it is opened again: a snapshot of %s',
     async (node) => {
       const content = await sayToBoth(makeImages, async (talk) => {
@@ -92,7 +102,7 @@ describe('an image above a node that its file name alone does not open', () => {
         return seen(talk, 'new');
       });
       const bytes = Buffer.from(content, 'base64');
-      const expected = { top: [1, 2], y: [0, 0], w: [9, 9] }[node];
+      const expected = { top: [1, 2], y: [0, 0], w: [9, 9], inside: [1, 1] }[node];
       expect([bytes[0], bytes[300 * 1024]]).toEqual(expected);
     },
   );
@@ -127,6 +137,52 @@ describe('an image above a node that its file name alone does not open', () => {
     const bytes = Buffer.from(content, 'base64');
     expect([0, 300, 710, 900].map((at) => bytes[at * 1024])).toEqual([1, 2, 4, 5]);
   });
+});
+
+describe('backing-mask-protocol', () => {
+  it.each([
+    ['block-stream', { 'base-node': 'plain' }],
+    ['block-commit', { 'top-node': 'm', 'base-node': 'plain' }],
+  ])(
+    'has %s note raw, not the protocol, as the format of a base that has none',
+    async (...said) => {
+      const [command, args] = said;
+      const formats: unknown[] = [];
+      for (const mask of [false, true]) {
+        const scope = testScope();
+        const dir = await scope.tempDir();
+        const path = (name: string): string => join(dir, name);
+        await runPeer('qemu-img', ['create', '-q', '-f', 'raw', path('plain'), String(MIB)]);
+        await createImage(path('m'), MIB);
+        await createImage(path('top'), MIB);
+        await qemuIo(path('m'), ['write -P 4 704k 64k']);
+        const file = (name: string): object => ({ driver: 'file', filename: path(name) });
+        const top = { driver: 'qcow2', 'node-name': 'top', file: file('top'), backing: 'm' };
+        const m = { driver: 'qcow2', 'node-name': 'm', file: file('m'), backing: 'plain' };
+        const nodes = [{ ...file('plain'), 'node-name': 'plain' }, m, top];
+        const daemon = await startDaemon(
+          scope,
+          nodes.flatMap((node) => ['--blockdev', JSON.stringify(node)]),
+        );
+        const qmp = await daemon.qmp(scope);
+        const asked = {
+          device: 'top',
+          ...args,
+          ...(mask ? { 'backing-mask-protocol': true } : {}),
+        };
+        await done({ qmp, dir }, command, asked);
+        await qmp.execute('quit');
+        const info = await runPeerJson<Record<string, unknown>>('qemu-img', [
+          ...['info', '--output=json', path('top')],
+        ]);
+        formats.push(info['backing-filename-format']);
+        const content = await qemuContent(path('top'), path('scratch'));
+        expect([content[0], content[710 * 1024]]).toEqual([0, 4]);
+        expect(info['full-backing-filename']).toBe(path('plain'));
+      }
+      expect(formats).toEqual(['file', 'raw']);
+    },
+  );
 });
 
 describe('speeds beyond 2^53', () => {

@@ -14,6 +14,7 @@ import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
 import type { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
 import type { FormatInfo, InternalSnapshot } from '../../block/block-driver.js';
+import { chainDown, chainNext } from '../../block/chain.js';
 import { shownName } from '../../block/image-name.js';
 import type { BlockNode } from '../../block/node.js';
 
@@ -63,7 +64,7 @@ export async function describeImage(
   options: DescribeOptions,
 ): Promise<Output<typeof ImageInfo>> {
   const backing = node.children.get('backing')?.node;
-  const nested = backing !== undefined && !options.flat;
+  const below = options.flat ? undefined : chainNext(node);
   const allocated = await allocatedSize(node);
   const specific = await specificInfo(node);
   const info = await node.driver.formatInfo?.();
@@ -83,7 +84,7 @@ export async function describeImage(
         : {}),
     ...(snapshots.length > 0 ? { snapshots: snapshots.map(describeSnapshot) } : {}),
     ...(specific !== undefined ? { 'format-specific': specific } : {}),
-    ...(nested ? { 'backing-image': await describeImage(backing, options) } : {}),
+    ...(below !== undefined ? { 'backing-image': await describeImage(below, options) } : {}),
   };
 }
 
@@ -159,9 +160,9 @@ async function allocatedSize(node: BlockNode): Promise<number | undefined> {
   return sum;
 }
 
+/** Filters count, as in QEMU. */
 function backingDepth(node: BlockNode): number {
-  const backing = node.children.get('backing')?.node;
-  return backing === undefined ? 0 : 1 + backingDepth(backing);
+  return chainDown(node).length - 1;
 }
 
 /** Bitmaps of jobs, which have no name. */
