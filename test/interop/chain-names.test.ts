@@ -44,6 +44,12 @@ async function makeImages(scope: Scope): Promise<{ dir: string; args: string[] }
   return { dir, args: nodes.flatMap((node) => ['--blockdev', JSON.stringify(node)]) };
 }
 
+/** The images are closed then, and nobody holds their locks. */
+async function end({ qmp }: Pick<Talk, 'qmp'>): Promise<void> {
+  await qmp.execute('quit');
+  await qmp.closedByPeer();
+}
+
 /** What a tool sees that opens the image by its name. */
 async function seen({ dir }: Talk, name: string): Promise<string> {
   await runPeer('qemu-img', ['info', '-U', join(dir, name)]);
@@ -98,7 +104,7 @@ describe('an image above a node that its file name alone does not open', () => {
           ...{ 'node-name': node, 'snapshot-file': join(talk.dir, 'new') },
           'snapshot-node-name': 'new',
         });
-        await talk.qmp.execute('quit');
+        await end(talk);
         return seen(talk, 'new');
       });
       const bytes = Buffer.from(content, 'base64');
@@ -118,7 +124,7 @@ describe('an image above a node that its file name alone does not open', () => {
       });
       const actions = [above('top', 'new'), above('new', 'newer')];
       await talk.qmp.execute('transaction', { actions });
-      await talk.qmp.execute('quit');
+      await end(talk);
       return seen(talk, 'newer');
     });
     const bytes = Buffer.from(content, 'base64');
@@ -131,7 +137,7 @@ describe('an image above a node that its file name alone does not open', () => {
   ])('reads the same when it is opened again: %s', async (_, command, args) => {
     const content = await sayToBoth(makeImages, async (talk) => {
       await done(talk, command, args);
-      await talk.qmp.execute('quit');
+      await end(talk);
       return seen(talk, 'top');
     });
     const bytes = Buffer.from(content, 'base64');
@@ -171,7 +177,7 @@ describe('backing-mask-protocol', () => {
           ...(mask ? { 'backing-mask-protocol': true } : {}),
         };
         await done({ qmp, dir }, command, asked);
-        await qmp.execute('quit');
+        await end({ qmp });
         const info = await runPeerJson<Record<string, unknown>>('qemu-img', [
           ...['info', '--output=json', path('top')],
         ]);

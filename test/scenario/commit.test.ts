@@ -231,6 +231,7 @@ describe('block-commit', () => {
     await qmp.execute('job-finalize', { id: 'j' });
     expect((await qmp.event('BLOCK_JOB_COMPLETED')).data).not.toHaveProperty('error');
     await qmp.execute('quit');
+    await qmp.closedByPeer();
     expect(await backingNames(overlay)).toEqual([overlay, images[1], images[0]]);
     expectEqual(await qemuContent(overlay, join(dir, 'raw')), bench.content);
   });
