@@ -384,6 +384,11 @@ export interface ImageCreation {
    */
   create(options: DriverOptions, context: CreateContext): MaybePromise<void>;
   /**
+   * Looks at the options before anything is opened, emptied or made for the image.
+   * @param options as for `create`, with `nodes`
+   */
+  check?(options: DriverOptions): MaybePromise<void>;
+  /**
    * How much room an image would take. Absent: as much as the disk has bytes.
    * @param options as for `create`; the size is that of `source` where there is one
    * @param source whose content the image is to have; absent: none, it is empty

@@ -5,7 +5,7 @@ import { STATUS_ALLOCATED, STATUS_ZERO } from '../../block/block-driver.js';
 import { isZero } from '../../block/shaped-requests.js';
 import { ProgressBar } from '../progress.js';
 import { COMMON, PROGRESS, parseImgArguments, wordsFor } from './arguments.js';
-import { cacheMode, ImageSession } from './session.js';
+import { type CacheMode, cacheMode, ImageSession } from './session.js';
 
 /** Bytes that are read of each image at a time. */
 const CHUNK_LENGTH = 1 << 20;
@@ -28,7 +28,7 @@ export async function compare(args: string[]): Promise<number> {
   });
   const names = wordsFor(positionals, 'two image file names', 'two image file names');
   const { 'image-opts': imageOpts, 'force-share': forceShare } = values;
-  const cache = cacheMode(values['source-cache'] ?? 'writeback');
+  const cache = sourceCache(values['source-cache']);
   return ImageSession.run(values.object, async (session) => {
     const formats = [values.format, values['second-format']];
     const images: BlockBackend[] = [];
@@ -59,6 +59,15 @@ export async function compare(args: string[]): Promise<number> {
       bar.end();
     }
   });
+}
+
+/** As everything but a difference, a wrong mode is no status 1. */
+function sourceCache(name = 'writeback'): CacheMode {
+  try {
+    return cacheMode(name);
+  } catch (error) {
+    throw Object.assign(error as Error, { exitStatus: OPEN_FAILED });
+  }
 }
 
 interface CompareOptions {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** `diskferry img convert`: copies an image into another format, or to another place. */
 import { BlockError } from '../../base/errors.js';
-import { KIB } from '../../base/limits.js';
+import { MIB } from '../../base/limits.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { STATUS_ZERO } from '../../block/block-driver.js';
 import { ProgressBar } from '../progress.js';
@@ -9,8 +9,14 @@ import { COMMON, PROGRESS, parseImgArguments } from './arguments.js';
 import { checkBitmaps, checkKeepsBitmaps, copyBitmaps } from './copy-bitmaps.js';
 import { type CopyImageOptions, copyImage } from './copy-image.js';
 import { concatenated, salvaged } from './copy-source.js';
-import { backingOf, makeImage } from './new-image.js';
-import { cacheMode, ImageSession } from './session.js';
+import {
+  type FormatOptions,
+  formatOptionsHelp,
+  onlyOne,
+  parseFormatOptions,
+} from './format-options.js';
+import { type Backing, backingOf, makeImage } from './new-image.js';
+import { type CacheMode, cacheMode, ImageSession } from './session.js';
 import { parseSize } from './sizes.js';
 import { showSnapshot } from './source-snapshot.js';
 
@@ -46,18 +52,24 @@ export async function convert(args: string[]): Promise<number> {
   const sparseLength = parseSparse(values['sparse-size'] ?? '4k');
   const speed = values['rate-limit'] === undefined ? 0 : parseSize(values['rate-limit'], '-r');
   const requestsMax = parseRequests(values['num-coroutines']);
+  const cache = cacheMode(values.cache ?? 'unsafe');
+  const sourceCache = cacheMode(values['source-cache'] ?? 'writeback');
   const noCreate = values['no-create'] === true || values['target-image-opts'] === true;
   const { 'output-format': format = 'raw' } = values;
-  const backing = backingOf(values['backing-file'], values['backing-format']);
+  const options = parseFormatOptions(values.options ?? []);
+  if (options.help) {
+    process.stdout.write(formatOptionsHelp(format));
+    return 0;
+  }
+  const backing = newBacking(values, options);
   checkUse(values, { sources: names.length, noCreate });
   return ImageSession.run(values.object, async (session) => {
-    const images = await openSources(session, names, values);
+    const images = await openSources(session, names, { ...values, sourceCache });
     const whole = concatenated(images);
     const source = values.salvage === true ? salvaged(whole, warn) : whole;
     const { size } = source;
     const compressed = values.compressed === true;
-    if (compressed && !noCreate) checkCompresses(session, format, values.options ?? []);
-    const { options = [] } = values;
+    if (compressed && !noCreate) checkCompresses(session, format, options);
     const driverOptions = noCreate
       ? {}
       : await makeImage(session, { name: targetName, format, size, options, backing });
@@ -66,7 +78,7 @@ export async function convert(args: string[]): Promise<number> {
       writable: true,
       imageOpts: values['target-image-opts'],
       format: values['target-image-opts'] === true ? undefined : format,
-      cache: cacheMode(values.cache ?? 'unsafe'),
+      cache,
       driverOptions,
     });
     checkRoom(target, size);
@@ -99,6 +111,16 @@ export async function convert(args: string[]): Promise<number> {
   });
 }
 
+function newBacking(values: Values, options: FormatOptions): Backing | undefined {
+  if (options.size !== undefined) {
+    throw wrong("-o size can't be given: the target is as long as the source");
+  }
+  return backingOf(
+    onlyOne('-B', values['backing-file'], options.backingFile),
+    onlyOne('-F', values['backing-format'], options.backingFormat),
+  );
+}
+
 type Values = ReturnType<typeof parseImgArguments<typeof OPTIONS>>['values'];
 
 /** @throws BlockError DF_INVALID for options that do not go together */
@@ -123,14 +145,21 @@ function checkUse(
       'Having a backing file for the target makes no sense when concatenating multiple input images',
     );
   }
-  if (values['backing-file'] !== undefined && noCreate)
+  if (values['output-format'] !== undefined && values['target-image-opts'] === true) {
+    throw wrong('-O and --target-image-opts, whose driver is the format: only one');
+  }
+  if (values.options !== undefined && noCreate) {
+    throw wrong('-o has no effect when skipping image creation');
+  }
+  if (values['backing-file'] !== undefined && noCreate) {
     throw wrong('-B is for images that are made: not with -n');
+  }
 }
 
 async function openSources(
   session: ImageSession,
   names: readonly string[],
-  values: Values,
+  values: Values & { readonly sourceCache: CacheMode },
 ): Promise<BlockBackend[]> {
   const skipBroken = values['skip-broken-bitmaps'] === true;
   const images: BlockBackend[] = [];
@@ -140,7 +169,7 @@ async function openSources(
       format: values.format,
       imageOpts: values['image-opts'],
       forceShare: values['force-share'],
-      cache: cacheMode(values['source-cache'] ?? 'writeback'),
+      cache: values.sourceCache,
     });
     if (values.snapshot !== undefined) await showSnapshot(image, values.snapshot);
     if (values.bitmaps === true) checkBitmaps(image.root.node, { skipBroken });
@@ -169,15 +198,13 @@ function checkRoom(target: BlockBackend, size: number): void {
 function checkCompresses(
   { graph: { drivers } }: ImageSession,
   format: string,
-  options: readonly string[],
+  { own }: FormatOptions,
 ): void {
   if (drivers.names.includes(format) && drivers.get(format).compresses !== true) {
     throw cannotCompress();
   }
-  if (options.some((text) => /(^|,)preallocation=(?!off(,|$))/.test(text))) {
-    throw notBoth('preallocation');
-  }
-  if (options.some((text) => /(^|,)encrypt[.=]/.test(text))) throw notBoth('encryption');
+  if ((own.preallocation ?? 'off') !== 'off') throw notBoth('preallocation');
+  if (own.encrypt !== undefined) throw notBoth('encryption');
 }
 
 const cannotCompress = (): BlockError =>
@@ -188,8 +215,8 @@ const notBoth = (what: string): BlockError =>
 
 function parseSparse(text: string): number {
   const length = parseSize(text, '-S');
-  if (length % 512 === 0 && length <= 512 * KIB) return length;
-  throw new BlockError('DF_INVALID', `-S '${text}': a multiple of 512, up to 512k, or 0`);
+  if (length % 512 === 0 && length <= 16 * MIB) return length;
+  throw new BlockError('DF_INVALID', `-S '${text}': a multiple of 512, up to 16M, or 0`);
 }
 
 function parseRequests(text: string | undefined): number | undefined {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Copies the content of one image into another, status first, several requests in flight. */
-import { alignDown } from '../../base/byte-range.js';
+import { alignDown, alignUp } from '../../base/byte-range.js';
 import { KIB, MIB } from '../../base/limits.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import { RateLimit } from '../../base/rate-limit.js';
@@ -61,7 +61,8 @@ export async function copyImage(options: CopyImageOptions): Promise<void> {
     },
     target: sparse ? sparseTarget(options, unit) : plainTarget(target, unit),
     rate: new RateLimit(options.speed ?? 0, () => performance.now()),
-    chunkLength: Math.max(CHUNK_LENGTH, granularity),
+    // A run of zeroes shows only where it fits in one chunk.
+    chunkLength: Math.max(CHUNK_LENGTH, granularity, alignUp(options.sparseLength, granularity)),
     windowLength: WINDOW_LENGTH,
     windowLengthMax: COPY_WINDOW_MAX,
     unmap: sparse,

@@ -3,6 +3,7 @@
 import { BlockError } from '../../base/errors.js';
 import { COMMON, parseImgArguments } from './arguments.js';
 import { copyImage } from './copy-image.js';
+import { parseFormatOptions } from './format-options.js';
 import { makeImage } from './new-image.js';
 import { cacheMode, ImageSession } from './session.js';
 import { parseSize } from './sizes.js';
@@ -41,7 +42,12 @@ export async function dd(args: string[]): Promise<number> {
     // As qemu-img counts: `count` blocks from the start of the input, of which `skip` are left out.
     const end = Math.min(source.size, most ?? source.size);
     const length = Math.max(0, end - skip);
-    await makeImage(session, { name: output, format, size: length, options: [] });
+    await makeImage(session, {
+      name: output,
+      format,
+      size: length,
+      options: parseFormatOptions([]),
+    });
     const cache = cacheMode('writeback');
     const target = await session.open({ name: output, format, writable: true, cache });
     const targetIsZero = target.root.node.driver.newIsArbitrary !== true;
@@ -64,6 +70,5 @@ function parseWords(words: readonly string[]): ReadonlyMap<string, string> {
 }
 
 function parseCount(text: string, what: string): number {
-  if (/^\d{1,15}$/.test(text)) return Number(text);
-  throw new BlockError('DF_INVALID', `Invalid number: '${text}' of ${what}`);
+  return parseSize(text, what);
 }

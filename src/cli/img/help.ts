@@ -9,7 +9,7 @@ const COMMON: Readonly<Record<string, string>> = {
   '-U': 'open the image although another process writes to it; what is read may be torn',
   '-q': 'print nothing but errors',
   '-p': 'show how far it is, on standard error',
-  '-t': 'CACHE: how the target is written: none (past the page cache), writeback or unsafe (no flush)',
+  '-t': 'CACHE: how the target is written: none (past the page cache), writeback, writethrough (each write is\n                           flushed), directsync (both of that) or unsafe (no flush)',
   '-T': 'CACHE: how the source is read (default: writeback)',
   '--output': 'human (default) or json',
   '--object': 'secret,id=ID,file=PATH: a passphrase that other options refer to',

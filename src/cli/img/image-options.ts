@@ -10,18 +10,37 @@ import { parseJson } from '../../qmp/json-stream.js';
 
 /**
  * Options of a node, as JSON or as `key=value,...`. As with qemu-img, and unlike in QMP, `encrypt` may
- * leave out the format: the image says what it is.
+ * leave out the format (the image says what it is), and a node below that has a file name its driver.
+ * @param protocolOf what a file name means, as options of a node
  * @throws BlockError, QapiInputError naming what is wrong
  */
-export function parseImageOptions(text: string): DriverOptions {
+export async function parseImageOptions(
+  text: string,
+  protocolOf: (filename: string) => Promise<DriverOptions>,
+): Promise<DriverOptions> {
   const bare: string[][] = [];
-  if (text.startsWith('{')) {
-    return withoutFormats(validate(BlockdevOptions, filled(parseJson(text), [], bare)), bare);
-  }
-  const { tree, help } = parseKeyval(text);
+  const isJson = text.startsWith('{');
+  const { tree, help } = isJson ? { tree: parseJson(text), help: false } : parseKeyval(text);
   if (help) throw new BlockError('DF_INVALID', 'Help is not available for this option');
-  const options = filled(tree as JsonValue, [], bare);
-  return withoutFormats(validate(BlockdevOptions, options, { keyval: true }), bare);
+  const named = await withProtocols(tree as JsonValue, protocolOf, { isTop: true });
+  const options = filled(named, [], bare);
+  return withoutFormats(validate(BlockdevOptions, options, { keyval: !isJson }), bare);
+}
+
+/** Nodes below the top one that have a file name and no driver get the one that the name means. */
+async function withProtocols(
+  value: JsonValue,
+  protocolOf: (filename: string) => Promise<DriverOptions>,
+  { isTop }: { readonly isTop: boolean },
+): Promise<JsonValue> {
+  if (!isObject(value)) return value;
+  const members: Record<string, JsonValue> = {};
+  for (const [key, member] of Object.entries(value)) {
+    members[key] = await withProtocols(member, protocolOf, { isTop: false });
+  }
+  const { driver, filename } = value;
+  if (isTop || driver !== undefined || typeof filename !== 'string') return members;
+  return { ...members, ...((await protocolOf(filename)) as JsonObject) };
 }
 
 /** Gives each `encrypt` without a format one, which the schema wants; `bare` gets their places. */

@@ -25,6 +25,8 @@ export async function info(args: string[]): Promise<number> {
       imageOpts: values['image-opts'],
       forceShare: values['force-share'],
       metadataOnly: true,
+      // An image can be looked at where what lies below it is missing.
+      noBacking: values['backing-chain'] !== true,
     });
     const found: Info[] = [];
     for (
@@ -72,8 +74,8 @@ function humanText(image: Info): string {
 /** Where QEMU has them: members of a kind of image that people are used to find in this order. */
 const ORDER: readonly string[] = [
   ...['compat', 'compression-type', 'lazy-refcounts', 'flags', 'name', 'granularity', 'bitmaps'],
-  ...['refcount-bits', 'data-file', 'data-file-raw', 'corrupt', 'extended-l2'],
-  ...['ivgen-alg', 'hash-alg', 'cipher-alg', 'uuid', 'cipher-mode', 'active', 'iters'],
+  ...['refcount-bits', 'encrypt', 'data-file', 'data-file-raw', 'corrupt', 'extended-l2'],
+  ...['ivgen-alg', 'hash-alg', 'cipher-alg', 'uuid', 'format', 'cipher-mode', 'active', 'iters'],
   ...['key-offset', 'stripes', 'slots', 'payload-offset', 'master-key-iters'],
 ];
 

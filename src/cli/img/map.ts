@@ -8,6 +8,8 @@ import {
   STATUS_DATA,
   STATUS_ZERO,
 } from '../../block/block-driver.js';
+import { type ChainExtent, chainStatus } from '../../block/block-status.js';
+import { chainNext, skipFilters } from '../../block/chain.js';
 import type { BlockNode } from '../../block/node.js';
 import { COMMON, OUTPUT, parseImgArguments, wantsJson, wordsFor } from './arguments.js';
 import { ImageSession } from './session.js';
@@ -70,16 +72,38 @@ async function* mapEntries(
       current = entry;
     }
   }
-  if (current !== undefined) yield current;
+  const none = { length: 0, depth: 0, present: false, zero: false, data: false, compressed: false };
+  yield current ?? { start, ...none };
 }
 
+/**
+ * As qemu-img: the first layer that has the bytes, or beneath which there is nothing: it is the last,
+ * or longer than the one below it there.
+ */
 async function entryAt(image: BlockBackend, start: number, most: number): Promise<MapEntry> {
-  const { length, flags, depth, host } = await image.blockStatus(start, most);
+  let node = skipFilters(image.root.node);
+  let length = most;
+  for (let depth = 0; ; depth++) {
+    const next = chainNext(node);
+    const below = next === undefined ? undefined : skipFilters(next);
+    const extent = await chainStatus(node, start, length, next);
+    length = extent.length;
+    if (extent.depth > 0) return entryOf(extent, start, depth);
+    const left = (below?.size ?? 0) - start;
+    if (below === undefined || left <= 0) {
+      return entryOf({ ...extent, flags: extent.flags | STATUS_ZERO }, start, depth);
+    }
+    length = Math.min(length, left);
+    node = below;
+  }
+}
+
+function entryOf({ length, flags, host }: ChainExtent, start: number, depth: number): MapEntry {
   const has = (flag: number): boolean => (flags & flag) !== 0;
   return {
     start,
     length,
-    depth: Math.max(0, depth - 1),
+    depth,
     present: has(STATUS_ALLOCATED),
     zero: has(STATUS_ZERO),
     data: has(STATUS_DATA),

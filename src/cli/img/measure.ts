@@ -6,6 +6,7 @@ import { BlockError } from '../../base/errors.js';
 import type { BlockBackend } from '../../block/backend.js';
 import type { ImageMeasure } from '../../block/block-driver.js';
 import { COMMON, OUTPUT, parseImgArguments, wantsJson } from './arguments.js';
+import { type FormatOptions, formatOptionsHelp, parseFormatOptions } from './format-options.js';
 import { newImageOptions } from './new-image.js';
 import { ImageSession } from './session.js';
 import { parseSize } from './sizes.js';
@@ -23,6 +24,11 @@ export async function measure(args: string[]): Promise<number> {
     snapshot: { type: 'string', short: 'l' },
     size: { type: 'string' },
   });
+  const options = parseFormatOptions(values.options ?? []);
+  if (options.help) {
+    process.stdout.write(formatOptionsHelp(values['output-format'] ?? 'raw'));
+    return 0;
+  }
   const [name, extra] = positionals;
   if (extra !== undefined) throw wrong('At most one filename argument is allowed.');
   const json = wantsJson(values.output);
@@ -48,7 +54,7 @@ export async function measure(args: string[]): Promise<number> {
     const wanted = {
       format: values['output-format'] ?? 'raw',
       size,
-      options: values.options ?? [],
+      options,
     };
     process.stdout.write(text(await measured(session, wanted, source), { json }));
     return 0;
@@ -57,7 +63,7 @@ export async function measure(args: string[]): Promise<number> {
 
 async function measured(
   session: ImageSession,
-  wanted: { readonly format: string; readonly size: number; readonly options: readonly string[] },
+  wanted: { readonly format: string; readonly size: number; readonly options: FormatOptions },
   source: BlockBackend | undefined,
 ): Promise<ImageMeasure> {
   const { format, size } = wanted;

@@ -1,22 +1,28 @@
 // SPDX-License-Identifier: MIT
 /** Images that a command makes: `create`, and the targets of `convert` and `dd`. */
+import { lstat, rm, stat } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { BlockdevCreateOptions } from '../../../protocol/qapi/block-create.js';
 import type { JsonObject, JsonValue } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
+import { alignUp } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
 import type { DriverOptions } from '../../block/block-driver.js';
 import { createImage } from '../../block/create-image.js';
 import { filenameOptions } from '../../block/image-filename.js';
-import { parseKeyval } from '../../daemon/keyval.js';
+import type { FormatOptions } from './format-options.js';
 import type { ImageSession } from './session.js';
+
+/** Sizes of disks are counted in these, bytes. */
+const SECTOR = 512;
 
 export interface NewImage {
   readonly name: string;
   readonly format: string;
   /** Bytes. */
   readonly size: number;
-  /** Options of the format as text: `-o key=value,...`, several of them one after the other. */
-  readonly options: readonly string[];
+  /** What `-o` says; its backing file and size count for nothing here. */
+  readonly options: FormatOptions;
   readonly backing?: Backing | undefined;
 }
 
@@ -51,59 +57,106 @@ export function backingRequest(
   return { name: `${folder}${file}`, format };
 }
 
-/** Where qemu-img calls an option otherwise than blockdev-create. */
-const OTHER_VALUES: Readonly<Record<string, Readonly<Record<string, readonly [string, string]>>>> =
-  {
-    compat: {
-      '0.10': ['version', 'v2'],
-      v2: ['version', 'v2'],
-      '1.1': ['version', 'v3'],
-      v3: ['version', 'v3'],
-    },
-  };
-
 /**
- * Makes the image. What it does not know of the options it refuses before anything is made.
+ * Makes the image, and its data file where it is to have one. What it does not know of the options it
+ * refuses before anything is made; a file that it has made is gone when it fails later.
  * @returns options that its node needs besides: its key
  * @throws BlockError, QapiInputError
  */
 export async function makeImage(session: ImageSession, image: NewImage): Promise<DriverOptions> {
-  const { graph } = session;
-  const { signal } = new AbortController();
-  const protocol = await filenameOptions(graph.drivers, image.name);
-  if (graph.drivers.get(String(protocol.driver)).create === undefined) {
-    throw new BlockError(
-      'DF_NOT_SUPPORTED',
-      `Protocol driver '${String(protocol.driver)}' does not support image creation`,
-    );
-  }
-  const own = ownOptions(image);
-  if (image.format === 'raw') {
-    if (image.backing !== undefined) {
-      throw new BlockError('DF_NOT_SUPPORTED', "Backing file not supported for file format 'raw'");
+  const { drivers } = session.graph;
+  const { format, options, backing } = image;
+  const protocol = await creatable(session, image.name);
+  const { own } = options;
+  if (format === 'raw') {
+    const what = backing !== undefined ? 'Backing file' : 'External data file';
+    if (backing !== undefined || options.dataFile !== undefined) {
+      throw new BlockError('DF_NOT_SUPPORTED', `${what} not supported for file format 'raw'`);
     }
-    const file = { driver: protocol.driver, filename: protocol.filename, size: image.size, ...own };
-    await createImage(graph, checked(file), signal);
+    await making(session, [checked({ ...own, ...protocol, size: image.size })]);
     return {};
   }
-  if (!graph.drivers.names.includes(image.format)) {
-    throw new BlockError('DF_INVALID', `Unknown file format '${image.format}'`);
-  }
-  const { backing } = image;
-  const options = checked({
-    driver: image.format,
-    file: { driver: protocol.driver, filename: protocol.filename } as JsonValue,
-    size: image.size,
-    ...own,
+  if (!drivers.names.includes(format)) throw wrong(`Unknown file format '${format}'`);
+  // A file may end within a sector, a disk does not.
+  const size = alignUp(image.size, SECTOR);
+  const { dataFile } = options;
+  const data = dataFile === undefined ? undefined : await creatable(session, dataFile);
+  const all = checked({
+    ...{ ...own, driver: format, file: protocol as unknown as JsonValue, size },
+    ...(data === undefined ? {} : { 'data-file': data as unknown as JsonValue }),
     ...(backing !== undefined
       ? { 'backing-file': backing.file, 'backing-fmt': backing.format }
       : {}),
   });
-  const { driver, filename } = protocol;
-  await createImage(graph, checked({ driver, filename, size: 0 }), signal);
-  await createImage(graph, options, signal);
+  await drivers.get(format).create?.check?.(all);
+  await checkPlaces(session, image, { protocol, data });
+  const files = [protocol, ...(data === undefined ? [] : [data])];
+  await making(session, [...files.map((each) => checked({ ...each, size: 0 })), all]);
   return keyOptions(own);
 }
+
+/** The protocol node of a name at which something can be made. */
+async function creatable({ graph: { drivers } }: ImageSession, name: string) {
+  const { driver, filename } = await filenameOptions(drivers, name);
+  if (drivers.get(String(driver)).create !== undefined) return { driver, filename };
+  throw new BlockError(
+    'DF_NOT_SUPPORTED',
+    `Protocol driver '${String(driver)}' does not support image creation`,
+  );
+}
+
+/** An image would be emptied to be its own backing or data file. */
+async function checkPlaces(
+  session: ImageSession,
+  { name, backing }: NewImage,
+  { protocol, data }: Record<'protocol' | 'data', DriverOptions | undefined>,
+): Promise<void> {
+  const own = await identity(protocol);
+  if (backing !== undefined) {
+    const below = backingRequest(name, backing).name;
+    const same = below.startsWith('json:')
+      ? undefined
+      : await identity(await filenameOptions(session.graph.drivers, below));
+    if (own === same) {
+      throw wrong('Error: Trying to create an image with the same filename as the backing file');
+    }
+  }
+  if (data !== undefined && own === (await identity(data))) {
+    throw wrong('Trying to create an image with the same filename as its data file');
+  }
+}
+
+/** Equal for names of one file, whether it is there or not. */
+async function identity(options: DriverOptions | undefined): Promise<string> {
+  const name = String(options?.filename);
+  const found = await stat(name).catch(() => undefined);
+  return found === undefined ? resolve(name) : `${found.dev}:${found.ino}`;
+}
+
+/** Makes one thing after the other; new files are removed when a later one fails. */
+async function making({ graph }: ImageSession, all: readonly DriverOptions[]): Promise<void> {
+  const { signal } = new AbortController();
+  const made: string[] = [];
+  try {
+    for (const options of all) {
+      const { filename } = options as { readonly filename?: string };
+      const isNew = filename !== undefined && !(await exists(filename));
+      if (isNew) made.push(filename);
+      await createImage(graph, options, signal);
+    }
+  } catch (error) {
+    for (const name of made) await rm(name, { force: true });
+    throw error;
+  }
+}
+
+const exists = (name: string): Promise<boolean> =>
+  lstat(name).then(
+    () => true,
+    () => false,
+  );
+
+const wrong = (message: string): BlockError => new BlockError('DF_INVALID', message);
 
 function keyOptions(own: DriverOptions): DriverOptions {
   const keys: Record<string, unknown> = {};
@@ -127,39 +180,15 @@ export function newImageOptions({
   readonly driver: string;
   readonly place: DriverOptions;
 }): DriverOptions {
-  return checked({ driver, size, ...place, ...ownOptions({ options }) });
+  const { own, ...names } = options;
+  return checked({
+    ...{ ...own, driver, size, ...place },
+    ...(names.dataFile === undefined ? {} : { 'data-file': '' }),
+    ...(names.backingFile === undefined ? {} : { 'backing-file': names.backingFile }),
+    ...(names.backingFormat === undefined ? {} : { 'backing-fmt': names.backingFormat }),
+  });
 }
 
 function checked(options: DriverOptions): DriverOptions {
   return validate(BlockdevCreateOptions, options as unknown as JsonObject, { keyval: true });
 }
-
-/** Spelling and values of qemu-img turned into those of blockdev-create. */
-function ownOptions({ options }: Pick<NewImage, 'options'>): DriverOptions {
-  const own: Record<string, unknown> = {};
-  const text = options.map((each) => each.replaceAll(/(^|,)([a-z0-9_.]+)=/g, dashes));
-  const { tree } = parseKeyval(text.join(','));
-  for (const [key, value] of Object.entries(tree)) {
-    const known = OTHER_VALUES[key];
-    if (known === undefined) {
-      own[key] = key === 'encrypt' ? encryptOptions(value) : value;
-      continue;
-    }
-    const other = Object.hasOwn(known, String(value)) ? known[String(value)] : undefined;
-    if (other === undefined) {
-      throw new BlockError('DF_INVALID', `Invalid value '${String(value)}' of option '${key}'`);
-    }
-    own[other[0]] = other[1];
-  }
-  return own;
-}
-
-/** The old encryption has two names. */
-function encryptOptions(value: unknown): unknown {
-  if (typeof value !== 'object' || value === null) return value;
-  const { format } = value as { readonly format?: unknown };
-  return { ...value, ...(format === 'aes' ? { format: 'qcow' } : {}) };
-}
-
-const dashes = (_match: string, before: string, key: string): string =>
-  `${before}${key.replaceAll('_', '-')}=`;

@@ -51,8 +51,8 @@ function separateSize(args: string[]): string[] {
 function newSize(size: number, text: string): number {
   const sign = /^[+-]/.exec(text)?.[0];
   const given = parseSize(sign === undefined ? text : text.slice(1), 'the size');
-  if (sign === undefined) return given;
-  const result = sign === '+' ? size + given : size - given;
+  const relative = sign === '+' ? size + given : size - given;
+  const result = sign === undefined ? given : relative;
   if (result <= 0) throw new BlockError('DF_INVALID', 'New image size must be positive');
   return result;
 }

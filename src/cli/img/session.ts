@@ -5,8 +5,14 @@ import { ObjectOptions } from '../../../protocol/qapi/qom.js';
 import type { JsonObject } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
+import type { MaybePromise } from '../../base/maybe-promise.js';
 import { BlockBackend } from '../../block/backend.js';
-import type { DriverDefinition, DriverOptions } from '../../block/block-driver.js';
+import {
+  type DriverDefinition,
+  type DriverOptions,
+  REQ_FUA,
+  type RequestFlags,
+} from '../../block/block-driver.js';
 import { Secrets } from '../../block/crypto/secrets.js';
 import { registerDrivers } from '../../block/driver/all.js';
 import { BlockGraph } from '../../block/graph.js';
@@ -48,12 +54,16 @@ export interface ImageRequest {
 export interface CacheMode {
   readonly direct: boolean;
   readonly noFlush: boolean;
+  /** Each write is on stable storage before it counts as done. */
+  readonly writethrough: boolean;
 }
 
 const CACHE_MODES: Readonly<Record<string, CacheMode>> = {
-  none: { direct: true, noFlush: false },
-  writeback: { direct: false, noFlush: false },
-  unsafe: { direct: false, noFlush: true },
+  none: { direct: true, noFlush: false, writethrough: false },
+  writeback: { direct: false, noFlush: false, writethrough: false },
+  writethrough: { direct: false, noFlush: false, writethrough: true },
+  directsync: { direct: true, noFlush: false, writethrough: true },
+  unsafe: { direct: false, noFlush: true, writethrough: false },
 };
 
 /** @throws BlockError DF_INVALID for a mode that there is not */
@@ -62,6 +72,17 @@ export function cacheMode(name: string): CacheMode {
   if (mode !== undefined) return mode;
   const known = Object.keys(CACHE_MODES).join(', ');
   throw new BlockError('DF_INVALID', `Invalid cache option: ${name}; there are ${known}`);
+}
+
+/** Writes as `-t writethrough` and `directsync` ask. */
+class WritethroughBackend extends BlockBackend {
+  override write(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
+    return super.write(offset, buffer, flags | REQ_FUA);
+  }
+
+  override writeZeroes(offset: number, length: number, flags = 0): MaybePromise<void> {
+    return super.writeZeroes(offset, length, flags | REQ_FUA);
+  }
 }
 
 export class ImageSession {
@@ -125,7 +146,7 @@ export class ImageSession {
   ): Promise<{ readonly format: string; readonly file: BlockBackend }> {
     try {
       const access = accessOptions(request);
-      const given = await describedOptions(request);
+      const given = await this.#describedOptions(request);
       const protocol = given ?? (await filenameOptions(this.graph.drivers, request.name));
       const format = String(
         given?.driver ?? request.format ?? (await this.#probe(protocol, access)),
@@ -148,7 +169,8 @@ export class ImageSession {
   }
 
   async #attach(request: ImageRequest, node: BlockNode): Promise<BlockBackend> {
-    const backend = new BlockBackend(`the image '${request.name}'`);
+    const Backend = request.cache?.writethrough === true ? WritethroughBackend : BlockBackend;
+    const backend = new Backend(`the image '${request.name}'`);
     const write = request.writable === true ? PERM_WRITE | PERM_RESIZE : 0;
     // What changes while it is looked at is no answer to anything, unless one asks for that.
     const shared = request.forceShare === true ? PERM_ALL : PERM_CONSISTENT_READ;
@@ -166,7 +188,7 @@ export class ImageSession {
   async #openNode(request: ImageRequest): Promise<BlockNode> {
     const { metadataOnly = false } = request;
     const access = accessOptions(request);
-    const given = await describedOptions(request);
+    const given = await this.#describedOptions(request);
     if (given !== undefined) {
       const backing = this.#backingOptions(request, String(given.driver));
       return openNode(this.graph, { ...given, ...backing, ...access }, { metadataOnly });
@@ -178,6 +200,20 @@ export class ImageSession {
     const backing = this.#backingOptions(request, format);
     const options = validated({ driver: format, file, ...backing, ...access });
     return openNode(this.graph, { ...options, ...request.driverOptions }, { metadataOnly });
+  }
+
+  /** For names that say everything: `json:{...}`, and options with --image-opts. */
+  async #describedOptions({
+    name,
+    imageOpts,
+    format,
+  }: ImageRequest): Promise<DriverOptions | undefined> {
+    if (imageOpts !== true && !name.startsWith('json:')) return undefined;
+    if (format !== undefined) {
+      throw new BlockError('DF_INVALID', '--image-opts and --format are mutually exclusive');
+    }
+    const text = imageOpts === true ? name : name.slice('json:'.length);
+    return parseImageOptions(text, (filename) => filenameOptions(this.graph.drivers, filename));
   }
 
   #backingOptions({ noBacking }: ImageRequest, driver: string): { backing?: null } {
@@ -217,17 +253,4 @@ function accessOptions({ writable = false, forceShare, cache }: ImageRequest): J
     ...(writable ? { discard: 'unmap' } : {}),
     ...(cache !== undefined ? { cache: { direct: cache.direct, 'no-flush': cache.noFlush } } : {}),
   };
-}
-
-/** For names that say everything: `json:{...}`, and options with --image-opts. */
-async function describedOptions({
-  name,
-  imageOpts,
-  format,
-}: ImageRequest): Promise<DriverOptions | undefined> {
-  if (imageOpts !== true && !name.startsWith('json:')) return undefined;
-  if (format !== undefined) {
-    throw new BlockError('DF_INVALID', '--image-opts and --format are mutually exclusive');
-  }
-  return parseImageOptions(imageOpts === true ? name : name.slice('json:'.length));
 }

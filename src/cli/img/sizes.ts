@@ -7,11 +7,12 @@ const SUFFIXES = ['', 'k', 'M', 'G', 'T', 'P', 'E'];
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB'];
 
 /**
- * "10G", "1.5M", "0x1000", "512": bytes; suffixes are powers of 1024, upper or lower case.
+ * "10G", "1.5M", "0x1000", "512": bytes; suffixes are powers of 1024, upper or lower case. As for
+ * qemu-img, "1.3M" is the nearest whole number of bytes, and a sign or blanks may go before.
  * @throws BlockError DF_INVALID naming what it is for
  */
 export function parseSize(text: string, what: string): number {
-  const match = /^(?:(0x[0-9a-f]+)|(\d+(?:\.\d+)?))([bkmgtpe]?)$/i.exec(text);
+  const match = /^\s*\+?(?:(0x[0-9a-f]+)|(\d+(?:\.\d*)?))([bkmgtpe]?)$/i.exec(text);
   if (match === null) {
     throw new BlockError(
       'DF_INVALID',
@@ -21,7 +22,8 @@ export function parseSize(text: string, what: string): number {
   const [, hex, decimal, suffix = ''] = match;
   const unit = suffix.toLowerCase() === 'b' ? '' : suffix;
   const power = SUFFIXES.findIndex((known) => known.toLowerCase() === unit.toLowerCase());
-  const bytes = Number(hex ?? decimal) * 1024 ** power;
+  const exact = Number(hex ?? decimal) * 1024 ** power;
+  const bytes = unit === '' ? exact : Math.round(exact);
   if (bytes > NODE_SIZE_MAX) {
     throw new BlockError('DF_INVALID', `${what} '${text}' is more than ${NODE_SIZE_MAX} bytes`);
   }

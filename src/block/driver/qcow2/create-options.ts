@@ -10,7 +10,7 @@ import type {
   PreallocationMode,
 } from '../../block-driver.js';
 import type { Secrets } from '../../crypto/secrets.js';
-import { createQcow2, type Qcow2CreateOptions } from './create.js';
+import { checkCreateOptions, createQcow2, type Qcow2CreateOptions } from './create.js';
 import { encryptionHeaderLength, newEncryption, type WireEncryption } from './create-encryption.js';
 import { measureQcow2 } from './measure.js';
 
@@ -37,6 +37,12 @@ export function qcow2Creation(secrets: Secrets): ImageCreation {
       { key: 'data-file', required: false },
     ],
     backing: true,
+    check(options) {
+      const { encrypt } = options as unknown as WireOptions;
+      const encryption = newEncryption(encrypt, secrets);
+      const hasDataFile = options['data-file'] !== undefined;
+      checkCreateOptions({ ...wanted(options), ...given('encryption', encryption) }, hasDataFile);
+    },
     create: (options, context) => create(options, context, secrets),
     measure: async (options, source) => {
       const { encrypt } = options as unknown as WireOptions;

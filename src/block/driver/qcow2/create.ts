@@ -190,7 +190,11 @@ function newExtensions(options: Qcow2CreateOptions): HeaderExtension[] {
   return (options.clusterSize ?? 64 * KIB) >= 1 * KIB ? [...extensions, ...names] : extensions;
 }
 
-export function checkCreateOptions(options: Qcow2CreateOptions): void {
+/** @param hasDataFile there will be one */
+export function checkCreateOptions(
+  options: Qcow2CreateOptions,
+  hasDataFile = options.dataFile !== undefined,
+): void {
   const { size, clusterSize = 64 * KIB, refcountBits = 16, version = 'v3' } = options;
   if (size % 512 !== 0) throw invalid('Image size must be a multiple of 512 bytes');
   if (!isPowerOfTwo(clusterSize) || clusterSize < 512 || clusterSize > 2 * MIB) {
@@ -199,17 +203,21 @@ export function checkCreateOptions(options: Qcow2CreateOptions): void {
   if (!isPowerOfTwo(refcountBits) || refcountBits > 64) {
     throw invalid('Refcount width must be a power of two and may not exceed 64 bits');
   }
-  if (version === 'v2') checkVersion2(options, refcountBits);
+  if (version === 'v2') checkVersion2(options, refcountBits, hasDataFile);
   if (options.extendedL2 === true && clusterSize < 16 * KIB) {
     throw invalid(
       'Extended L2 entries are only supported with cluster sizes of at least 16384 bytes',
     );
   }
   if (options.compressionType === 'zstd') codecFor(QCOW2_COMPRESSION_ZSTD);
-  checkNames(options);
+  checkNames(options, hasDataFile);
 }
 
-function checkVersion2(options: Qcow2CreateOptions, refcountBits: number): void {
+function checkVersion2(
+  options: Qcow2CreateOptions,
+  refcountBits: number,
+  hasDataFile: boolean,
+): void {
   const newer = (what: string): BlockError =>
     invalid(`${what} compatibility level 1.1 and above (use version=v3 or greater)`);
   if (refcountBits !== 16) {
@@ -220,14 +228,14 @@ function checkVersion2(options: Qcow2CreateOptions, refcountBits: number): void 
   }
   if (options.lazyRefcounts === true) throw newer('Lazy refcounts only supported with');
   if (options.extendedL2 === true) throw newer('Extended L2 entries are only supported with');
-  if (options.dataFile !== undefined) throw newer('External data files are only supported with');
+  if (hasDataFile) throw newer('External data files are only supported with');
   if (options.compressionType === 'zstd') {
     throw newer('Non-zlib compression type is only supported with');
   }
 }
 
-function checkNames(options: Qcow2CreateOptions): void {
-  const { backingFile, preallocation = 'off', extendedL2, dataFile, dataFileRaw } = options;
+function checkNames(options: Qcow2CreateOptions, hasDataFile: boolean): void {
+  const { backingFile, preallocation = 'off', extendedL2, dataFileRaw } = options;
   if (backingFile !== undefined && preallocation !== 'off' && extendedL2 !== true) {
     throw invalid(
       'Backing file and preallocation can only be used at the same time if extended_l2 is on',
@@ -236,8 +244,7 @@ function checkNames(options: Qcow2CreateOptions): void {
   if (options.backingFormat !== undefined && backingFile === undefined) {
     throw invalid('Backing format cannot be used without backing file');
   }
-  if (dataFileRaw === true && dataFile === undefined)
-    throw invalid('data-file-raw requires data-file');
+  if (dataFileRaw === true && !hasDataFile) throw invalid('data-file-raw requires data-file');
   if (dataFileRaw === true && backingFile !== undefined) {
     throw invalid('Backing file and data-file-raw cannot be used at the same time');
   }
