@@ -75,6 +75,15 @@ export class Refcounts {
     );
   }
 
+  /** As `refcount`; undefined: it is not in memory. */
+  known(cluster: number): number | undefined {
+    const { refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
+    const offset = this.#blockOffset(Math.floor(cluster / perBlock));
+    if (offset === 0) return 0;
+    const block = this.#options.cache.find(offset);
+    return block === undefined ? undefined : getRefcount(block.view, order, cluster % perBlock);
+  }
+
   /** Takes up to `countMax` free clusters that follow each other, the first that there are. */
   async allocate(countMax: number): Promise<ClusterRun> {
     const { refcountsPerBlock: perBlock } = this.#geometry;

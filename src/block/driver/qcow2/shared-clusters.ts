@@ -63,23 +63,27 @@ export async function* referenced(
   }
 }
 
+/** Clusters that the entries of an L2 table refer to; joined when they are. */
+type DataRun = { readonly first: number; count: number; readonly table: false };
+
 /** What an L2 table refers to. Not part of the generator above: there it would be six times slower. */
-function runsOf(image: Qcow2Image, table: EntryTable): (ClusterRun & { table: false })[] {
-  const runs: { first: number; count: number; table: false }[] = [];
+function runsOf(image: Qcow2Image, table: EntryTable): DataRun[] {
+  const runs: DataRun[] = [];
   const step = entryStep(image);
   const { entries } = table;
-  let joined: (typeof runs)[number] | undefined;
   for (let index = 0; index < entries; index += step) {
-    const run = clustersOf(image, table.high(index), table.low(index));
-    if (run === undefined) continue;
-    if (joined !== undefined && joined.first + joined.count === run.first) {
-      joined.count += run.count;
-    } else {
-      joined = { first: run.first, count: run.count, table: false };
-      runs.push(joined);
-    }
+    join(image, runs, table.high(index), table.low(index));
   }
   return runs;
+}
+
+/** One entry. A function of its own for the reason that `markKnown` is one. */
+function join(image: Qcow2Image, runs: DataRun[], high: number, low: number): void {
+  const run = clustersOf(image, high, low);
+  if (run === undefined) return;
+  const last = runs[runs.length - 1];
+  if (last !== undefined && last.first + last.count === run.first) last.count += run.count;
+  else runs.push({ first: run.first, count: run.count, table: false });
 }
 
 /** Marks in an L2 table what it has alone, by `counts`, so that all else is copied before it is written to. */
@@ -100,17 +104,29 @@ function markAtOnce(image: Qcow2Image, table: EntryTable, counts: Refcounts, fro
   const step = entryStep(image);
   const last = table.entries - step;
   for (let index = from; index < last; index += step) {
-    const run = clustersOf(image, table.high(index), table.low(index));
-    if (run === undefined) continue;
-    const count = counts.refcount(run.first);
-    if (typeof count !== 'number') {
-      // Asked for again by who waits for it.
-      count.catch(() => undefined);
-      return index;
-    }
-    mark(table, index, count);
+    if (!markKnown(image, table, counts, index)) return index;
   }
   return last;
+}
+
+/**
+ * One entry, when its count is in memory. A function of its own: called so often, it is compiled long
+ * before a loop around its body would be.
+ */
+function markKnown(
+  { geometry }: Qcow2Image,
+  table: EntryTable,
+  counts: Refcounts,
+  index: number,
+): boolean {
+  const high = table.high(index);
+  if ((high & ENTRY_COMPRESSED) !== 0) return true;
+  const offset = entryOffset(high, table.low(index));
+  if (offset === 0) return true;
+  const count = counts.known(Math.floor(offset / geometry.clusterSize));
+  if (count === undefined) return false;
+  mark(table, index, count);
+  return true;
 }
 
 function mark(table: EntryTable, index: number, count: number): void {
