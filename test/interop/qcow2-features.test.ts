@@ -3,7 +3,7 @@
  * Each feature of qcow2 that there is here has a test with images that qemu-img or qemu-io made, or that they
  * judge. The list says where; features that no other file is about are tested here.
  */
-import { copyFile, mkdir, readFile, stat } from 'node:fs/promises';
+import { copyFile, mkdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
@@ -135,6 +135,20 @@ describe('an image that qemu-img made', () => {
     const { node, close } = await openImage(path);
     expectEqual((await readFile(join(dir, 'data'))).subarray(0, SIZE), await contentOf(node));
     await close();
+  });
+
+  it('with a raw external data file that is longer grows with zeroes, in the file too', async () => {
+    const { dir, path } = await made('data_file=DIR/data,data_file_raw=on');
+    await writeFile(join(dir, 'data'), Buffer.alloc(2 * MIB, 9), { flag: 'a' });
+    const { node, close } = await openImage(path, {}, RESIZER);
+    const expected = Buffer.alloc(SIZE + 3 * MIB);
+    (await contentOf(node)).copy(expected);
+    await node.truncate(SIZE + 3 * MIB);
+    expectEqual(await contentOf(node), expected);
+    await close();
+    expectEqual(await readFile(join(dir, 'data')), expected);
+    await expectSound(path);
+    expectEqual(await qemuContent(path, join(dir, 'raw')), expected);
   });
 
   it('with a data file that has moved is opened with the option data-file', async () => {

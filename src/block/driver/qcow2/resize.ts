@@ -56,8 +56,10 @@ async function grow(image: Qcow2Image, size: number, options: ResizeOptions): Pr
   image.size = size;
   try {
     await zeroNew(image, before, size);
-    if (options.preallocation !== 'off') {
-      const { preallocation: mode, signal } = options;
+    const { preallocation, signal } = options;
+    // A raw data file has to show what the disk shows: every cluster is at its place, and zero.
+    const mode = preallocation === 'off' && image.dataFileRaw ? 'metadata' : preallocation;
+    if (mode !== 'off') {
       await preallocate(image, { from: before, to: size, mode }, signal);
     } else if (image.hasDataFile && image.data.size < size) {
       await image.data.truncate(size, { exact: false, preallocation: 'off' });
