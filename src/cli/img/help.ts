@@ -5,11 +5,11 @@
 const COMMON: Readonly<Record<string, string>> = {
   '-f': 'FMT: format of the image; otherwise it is found out by the first bytes',
   '-O': 'FMT: format of the target (default: raw)',
-  '-o': 'OPTIONS: name=value,... of the new image: cluster_size=SIZE, preallocation=MODE ...',
+  '-o': 'OPTIONS: name=value,... of the new image, such as cluster_size=SIZE; -o help lists them',
   '-U': 'open the image although another process writes to it; what is read may be torn',
   '-q': 'print nothing but errors',
   '-p': 'show how far it is, on standard error',
-  '-t': 'CACHE: how the target is written: none (past the page cache), writeback, writethrough (each write is\n                           flushed), directsync (both of that) or unsafe (no flush)',
+  '-t': 'CACHE: none (past the page cache), writeback, writethrough, directsync or unsafe (no flush)',
   '-T': 'CACHE: how the source is read (default: writeback)',
   '--output': 'human (default) or json',
   '--object': 'secret,id=ID,file=PATH: a passphrase that other options refer to',
