@@ -78,6 +78,7 @@ async function countSnapshots(subject: CheckSubject, mark: L2Walk['mark']): Prom
       continue;
     }
     const bytes = Buffer.alloc(l1Entries * 8);
+    checkInside(subject, Number(l1Offset), bytes.byteLength);
     await readPadded(file, Number(l1Offset), bytes);
     await countL1(new L1Table(Number(l1Offset), bytes), { subject, mark, active: false });
   }
@@ -105,6 +106,16 @@ async function countL1(l1: L1Table, walk: L2Walk): Promise<void> {
     await checkL2(new EntryTable(offset, bytes), walk);
     await nextTurn();
   }
+}
+
+/**
+ * What a snapshot has would be taken for leaks, and given to others.
+ * @throws BlockError DF_CORRUPT_IMAGE, where something is to be mended
+ */
+function checkInside({ fix, file, reach }: CheckSubject, offset: number, length: number): void {
+  if (fix === 'none' || length === 0 || offset + length - file.size < reach) return;
+  const text = `The L1 table of a snapshot, at ${offset}, lies outside the file`;
+  throw new BlockError('DF_CORRUPT_IMAGE', `${text}: nothing is mended`);
 }
 
 async function countBitmaps(subject: CheckSubject, mark: L2Walk['mark']): Promise<void> {
