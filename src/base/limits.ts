@@ -76,6 +76,10 @@ export const FILE_WRITE_NOW_MAX = 1 * MIB;
  */
 export const FILE_POOL_RUN_FIRST = 2;
 export const FILE_POOL_RUN = 32;
+/** Steps of a long write where large ones take long, bytes: what the kernel has memory at hand for. */
+export const FILE_WRITE_STEP = 64 * KIB;
+/** A write that takes longer, milliseconds, lets those after it go in steps: 1 MiB at hand takes 0.1 to 0.3. */
+export const FILE_WRITE_WHOLE_SLOW_MS = 0.4;
 /** A write that held up the event loop for longer, milliseconds, sends those after it to the pool. */
 export const FILE_WRITE_SLOW_MS = 2;
 /** The same for zeroing, discarding and looking for holes, which wait for the disk in short steps. */

@@ -26,6 +26,7 @@ import {
   toSystemError,
 } from './linux.js';
 import { fsCall } from './pool.js';
+import { SteppedWrites } from './write-steps.js';
 
 export type FileKind = 'regular' | 'block' | 'character' | 'other';
 
@@ -58,6 +59,9 @@ const CREATE_MODE = 0o644;
 export class DiskFile {
   readonly #readGate = new AdaptiveGate(Number.POSITIVE_INFINITY);
   readonly #writeGate = new AdaptiveGate(FILE_WRITE_SLOW_MS);
+  readonly #writes = new SteppedWrites((part, offset) =>
+    native.pwrite(this.fd, part, part.byteLength, offset),
+  );
   /** 'nowait': ask the kernel; 'always': data is in memory anyway; 'never': it can't tell. */
   #readNow: 'nowait' | 'always' | 'never';
   #inPool = 0;
@@ -184,7 +188,7 @@ export class DiskFile {
     const now = length <= FILE_WRITE_NOW_MAX && !this.options.direct && this.#writeGate.mayRunNow();
     if (!now) return this.#writeInPool(offset, buffer, 0);
     const started = this.#writeGate.start();
-    const put = native.pwrite(this.fd, buffer, length, offset);
+    const put = this.#writes.write(offset, buffer);
     if (put === length) {
       this.#writeGate.end(started);
       return;
