@@ -13,8 +13,12 @@ export interface Allocation {
 }
 
 /** Takes 1 to `clustersMax` clusters that follow each other. @throws BlockError DF_NO_SPACE */
-export function allocate(image: Qcow2Image, clustersMax: number): Promise<Allocation> {
-  return image.allocation.run(() => allocateLocked(image, clustersMax));
+export function allocate(image: Qcow2Image, clustersMax: number): MaybePromise<Allocation> {
+  const now = allocateNow(image, clustersMax);
+  if (now !== undefined) return now;
+  return image.allocation.run(
+    () => takeHere(image, clustersMax) ?? allocateLocked(image, clustersMax),
+  );
 }
 
 /** As `allocate`, for who holds the allocation lock. */
@@ -22,6 +26,21 @@ export async function allocateLocked(image: Qcow2Image, clustersMax: number): Pr
   if (image.options.lazyRefcounts) await image.metadata.markDirty();
   const { first, count } = await image.refcounts.allocate(clustersMax);
   return taken(image, first, count);
+}
+
+/**
+ * Takes exactly so many that follow each other, when that needs no waiting: nobody is at it, and the
+ * counts are at hand. @returns undefined when it would have to wait; nothing is changed then
+ */
+export function allocateNow(image: Qcow2Image, clusters: number): Allocation | undefined {
+  return image.allocation.idle ? takeHere(image, clusters) : undefined;
+}
+
+/** As `allocateNow`, for who holds the allocation lock. */
+function takeHere(image: Qcow2Image, clusters: number): Allocation | undefined {
+  if (image.options.lazyRefcounts) return undefined;
+  const first = image.refcounts.allocateNow(clusters);
+  return first === undefined ? undefined : taken(image, first, clusters);
 }
 
 /** Takes exactly so many; for who holds the allocation lock. */

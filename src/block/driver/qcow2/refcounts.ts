@@ -102,6 +102,26 @@ export class Refcounts {
     }
   }
 
+  /**
+   * Takes exactly `count` clusters, the first that are free, when they follow each other and their
+   * block is in memory. @returns the first one's number
+   */
+  allocateNow(count: number): number | undefined {
+    const { refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
+    const number = Math.floor(this.#searchFrom / perBlock);
+    const offset = this.#blockOffset(number);
+    const block = offset === 0 ? undefined : this.#options.cache.find(offset);
+    if (block === undefined) return undefined;
+    const first = firstFree(block, order, this.#searchFrom - number * perBlock, perBlock);
+    if (first + count > perBlock) return undefined;
+    for (let index = first + 1; index < first + count; index++) {
+      if (getRefcount(block.view, order, index) !== 0) return undefined;
+    }
+    this.#take(block, first, count);
+    this.#searchFrom = number * perBlock + first + count;
+    return number * perBlock + first;
+  }
+
   /** Takes exactly `count` clusters that follow each other, for a table that needs more than one. */
   async allocateContiguous(count: number): Promise<number> {
     const { refcountsPerBlock: perBlock } = this.#geometry;
@@ -194,8 +214,7 @@ export class Refcounts {
   /** Takes the first free clusters from `index` on. */
   #take(block: CachedTable, index: number, countMax: number): ClusterRun | undefined {
     const { refcountOrder: order, refcountsPerBlock: perBlock } = this.#geometry;
-    let first = index;
-    while (first < perBlock && getRefcount(block.view, order, first) !== 0) first++;
+    const first = firstFree(block, order, index, perBlock);
     if (first === perBlock) return undefined;
     let end = first;
     while (end < perBlock && end - first < countMax) {
@@ -334,6 +353,13 @@ export class Refcounts {
   #checkOffset(offset: number): void {
     if (offset >= Math.min(ENTRY_OFFSET_MAX, Number.MAX_SAFE_INTEGER)) throw tooLarge();
   }
+}
+
+/** @returns `end` when there is none */
+function firstFree(block: CachedTable, order: number, from: number, end: number): number {
+  let index = from;
+  while (index < end && getRefcount(block.view, order, index) !== 0) index++;
+  return index;
 }
 
 const tooLarge = (): BlockError =>

@@ -4,13 +4,7 @@
  * allocated, what the request leaves of them is copied, and only when all is written do they become part
  * of the image.
  */
-import {
-  ENTRY_COMPRESSED,
-  ENTRY_COPIED,
-  entryOffset,
-  highWord,
-  lowWord,
-} from '../../../../protocol/qcow2/entries.js';
+import { ENTRY_COMPRESSED, ENTRY_COPIED, entryOffset } from '../../../../protocol/qcow2/entries.js';
 import { alignDown, alignUp } from '../../../base/byte-range.js';
 import { QCOW2_ALLOCATION_MAX } from '../../../base/limits.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
@@ -19,8 +13,10 @@ import { RUN_DATA, Run } from './cluster-map.js';
 import { type Copying, writeAround } from './copy-on-write.js';
 import { writeData } from './guest-cipher.js';
 import type { Qcow2Image } from './image.js';
-import { ensureL2, getEntry, giveUp, setEntry, withEntries } from './l2-entries.js';
+import { ensureL2, getEntry, withEntries } from './l2-entries.js';
+import { link, type Plan } from './link.js';
 import { prepareWrite } from './prepare-write.js';
+import { takeNow, writeTaken } from './write-now.js';
 
 /** Filled and used up within one turn, so that a hit allocates nothing. */
 const found = new Run();
@@ -37,6 +33,8 @@ export function writeGuest(image: Qcow2Image, offset: number, buffer: Buffer): M
   ) {
     return writeInPlace(image, found.hostOffset, offset, buffer);
   }
+  const taken = takeNow(image, offset, length);
+  if (taken !== undefined) return writeTaken(image, taken, offset, buffer);
   return writeLocked(image, offset, buffer);
 }
 
@@ -53,6 +51,10 @@ function writeInPlace(
 
 async function writeLocked(image: Qcow2Image, offset: number, buffer: Buffer): Promise<void> {
   await prepareWrite(image);
+  // Often that was all there was to wait for.
+  await image.map.find(offset, buffer.byteLength, new Run());
+  const taken = takeNow(image, offset, buffer.byteLength);
+  if (taken !== undefined) return writeTaken(image, taken, offset, buffer);
   const { clusterSize } = image.geometry;
   const start = alignDown(offset, clusterSize);
   const end = alignUp(offset + buffer.byteLength, clusterSize);
@@ -85,15 +87,6 @@ export async function writeRuns(image: Qcow2Image, offset: number, buffer: Buffe
     await Promise.allSettled(waiting);
   }
   if (waiting.length > 0) await Promise.all(waiting);
-}
-
-/** What is to be done with a run of clusters, all alike. */
-interface Plan {
-  readonly clusters: number;
-  /** The host clusters that are there and ours, one after the other; 0: new ones are needed. */
-  readonly reuse: number | undefined;
-  /** Whole clusters have to be filled; else subclusters. */
-  readonly whole: boolean;
 }
 
 /** Allocates and writes a first part of the buffer. @returns its length, bytes */
@@ -175,44 +168,4 @@ function planOf(
     return { reuse: host, whole: !extendedL2, inPlace: plainData && zero === 0 };
   }
   return { reuse: undefined, whole: !extendedL2 || compressed || there, inPlace: false };
-}
-
-/** The clusters become part of the image; what they replace is given up. */
-async function link(
-  image: Qcow2Image,
-  { start, host, unit }: Copying,
-  { offset, length, plan }: { offset: number; length: number; plan: Plan },
-): Promise<void> {
-  const { clusterSize } = image.geometry;
-  const filledFrom = alignDown(offset, unit);
-  const filledTo = alignUp(offset + length, unit);
-  const clusters = Math.ceil((filledTo - start) / clusterSize);
-  await withEntries(image, start, clusters, ({ table, first, count }) => {
-    for (let nth = 0; nth < count; nth++) {
-      const old = getEntry(image, table, first + nth);
-      const at = host + nth * clusterSize;
-      const cluster = start + nth * clusterSize;
-      const bits = plan.whole
-        ? 0xffff_ffff
-        : subclusterBits(image, filledFrom - cluster, filledTo - cluster);
-      const kept = plan.whole ? { zero: 0, allocated: 0 } : old;
-      setEntry(image, table, first + nth, {
-        high: (highWord(at) | ENTRY_COPIED) >>> 0,
-        low: lowWord(at),
-        zero: (kept.zero & ~bits) >>> 0,
-        allocated: (kept.allocated | bits) >>> 0,
-      });
-      if (plan.reuse === undefined) giveUp(image, old, false);
-    }
-  });
-}
-
-/** Bits of the subclusters from `from` to `to`, bytes from the start of a cluster; may lie outside. */
-export function subclusterBits(image: Qcow2Image, from: number, to: number): number {
-  const { subclusterSize, subclusters } = image.geometry;
-  const first = Math.max(Math.ceil(from / subclusterSize), 0);
-  const end = Math.min(Math.floor(to / subclusterSize), subclusters);
-  if (end <= first) return 0;
-  const ones = end - first === 32 ? 0xffff_ffff : 2 ** (end - first) - 1;
-  return (ones << first) >>> 0;
 }

@@ -9,8 +9,9 @@ import { reclaim } from './allocate.js';
 import { readsAsZero } from './copy-on-write.js';
 import type { Qcow2Image } from './image.js';
 import { type Entry, ensureL2, getEntry, giveUp, setEntry, withEntries } from './l2-entries.js';
+import { subclusterBits } from './link.js';
 import { prepareWrite } from './prepare-write.js';
-import { subclusterBits, writeRuns } from './write.js';
+import { writeRuns } from './write.js';
 
 /** Slices that are changed before others have their turn. */
 const TURN = 32;
