@@ -59,6 +59,17 @@ describe('walkStatus', () => {
     ]);
   });
 
+  it('goes on for one context when the list of another is full', async () => {
+    const deep = {
+      blockStatus: (offset: number, length: number) => ({ ...at(offset, length), depth: 1 }),
+    };
+    const query = { offset: 0, length: 1000, one: true };
+    expect(await walkStatus(deep, [ALLOCATION, DEPTH], query)).toEqual([
+      { contextId: 0, extents: [10, 0] },
+      { contextId: 1, extents: [1000, 1] },
+    ]);
+  });
+
   it('reads a dirty bitmap without asking the node', async () => {
     const none = {
       blockStatus: () => {
