@@ -71,36 +71,19 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
   });
   setRootLog(log.logger);
   const ending = new Ending(log);
-  // Without a socket or timer left Node would end the process, nodes unflushed: only we end it.
-  setInterval(() => undefined, KEEP_ALIVE_MS);
   const daemon = new Daemon({
     logger: log.logger,
     stdio: { input: process.stdin, output: process.stdout },
     onQuit: () => ending.begin('quit'),
   });
   ending.daemon = daemon;
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => ending.begin(signal));
-  }
-  process.on('uncaughtException', (error) => {
-    log.logger.fatal(
-      { event: 'daemon.unexpected', error },
-      'an unexpected error; the daemon goes on',
-    );
-  });
+  stayUp(ending, log);
   if (report !== undefined) process.umask(DAEMON_UMASK);
   try {
     // A daemon in the background was started by the process that the sockets were passed to.
     const owner = report === undefined ? process.pid : process.ppid;
     daemon.namedSockets = takeActivationSockets(process.env, owner);
-    // Monitors last: a command must not find half of what the command line asks for.
-    const isMonitor = ({ kind }: OptionAction): boolean => kind === 'monitor';
-    for (const action of options.actions.filter((one) => !isMonitor(one))) {
-      // Nobody knows how long that takes, and what there is to see meanwhile.
-      if (mayWait(action)) log.release();
-      await applyNamed(daemon, action);
-    }
-    for (const action of options.actions.filter(isMonitor)) await applyNamed(daemon, action);
+    await applyAll(daemon, options, log);
     // Scripts take the file for the sign that everything is there.
     ending.pidFile = makePidFile(options);
   } catch (error) {
@@ -113,6 +96,29 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
   if (report === undefined) return;
   process.chdir('/');
   report.ready();
+}
+
+/** From now on only `quit` and signals end the process. */
+function stayUp(ending: Ending, { logger }: Log): void {
+  // Without a socket or timer left Node would end the process, nodes unflushed: only we end it.
+  setInterval(() => undefined, KEEP_ALIVE_MS);
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => ending.begin(signal));
+  }
+  process.on('uncaughtException', (error) => {
+    logger.fatal({ event: 'daemon.unexpected', error }, 'an unexpected error; the daemon goes on');
+  });
+}
+
+/** All that the command line asks for. Monitors last: a command must not find half of it. */
+async function applyAll(daemon: Daemon, { actions }: DaemonOptions, log: Log): Promise<void> {
+  const isMonitor = ({ kind }: OptionAction): boolean => kind === 'monitor';
+  for (const action of actions.filter((one) => !isMonitor(one))) {
+    // Nobody knows how long that takes, and what there is to see meanwhile.
+    if (mayWait(action)) log.release();
+    await applyNamed(daemon, action);
+  }
+  for (const action of actions.filter(isMonitor)) await applyNamed(daemon, action);
 }
 
 /** A socket that waits for its first client. */
