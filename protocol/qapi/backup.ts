@@ -2,7 +2,7 @@
 /** Copies of a node as it is at one moment. @see QEMU's qapi/block-core.json */
 import { BitmapSyncMode } from './bitmaps.js';
 import { OnCbwError } from './block-core-options.js';
-import { BlockdevOnError, targetImageMembers } from './block-job.js';
+import { copyErrorMembers, jobEndMembers, targetImageMembers } from './block-job.js';
 import {
   bool,
   defineCommand,
@@ -57,12 +57,7 @@ export const BackupCommon = struct('BackupCommon', {
       default: 'on-success where sync is incremental',
     }),
     compress: optional(bool, 'store compressed data, where the target can', { default: 'false' }),
-    'on-source-error': optional(BlockdevOnError, 'what is done about failing reads', {
-      default: 'report',
-    }),
-    'on-target-error': optional(BlockdevOnError, 'what is done about failing writes', {
-      default: 'report',
-    }),
+    ...copyErrorMembers,
     'on-cbw-error': optional(OnCbwError, 'what happens when old content can not be saved', {
       default: 'break-guest-write',
     }),
@@ -71,8 +66,7 @@ export const BackupCommon = struct('BackupCommon', {
       'time after which saving old content counts as failed, seconds; 0: no limit',
       { default: '0' },
     ),
-    'auto-finalize': optional(bool, 'do not wait for job-finalize', { default: 'true' }),
-    'auto-dismiss': optional(bool, 'do not wait for job-dismiss', { default: 'true' }),
+    ...jobEndMembers,
     'filter-node-name': optional(str, 'name of the node that the job puts above the source', {
       default: 'made up',
     }),

@@ -32,6 +32,34 @@ export const BlockdevOnError = enumeration('BlockdevOnError', {
   },
 });
 
+/** Of jobs that copy from one node to another. */
+export const copyErrorMembers = {
+  'on-source-error': optional(BlockdevOnError, 'what is done about failing reads', {
+    default: 'report',
+  }),
+  'on-target-error': optional(BlockdevOnError, 'what is done about failing writes', {
+    default: 'report',
+  }),
+} as const;
+/** Of jobs that work on one chain. */
+export const onErrorMember = {
+  'on-error': optional(BlockdevOnError, 'what is done about failing requests', {
+    default: 'report',
+  }),
+} as const;
+export const maskProtocolMember = {
+  'backing-mask-protocol': optional(
+    bool,
+    'where the base has no format, raw is noted as its format instead of the protocol',
+    { default: 'false' },
+  ),
+} as const;
+/** Of all jobs on nodes. */
+export const jobEndMembers = {
+  'auto-finalize': optional(bool, 'do not wait for job-finalize', { default: 'true' }),
+  'auto-dismiss': optional(bool, 'do not wait for job-dismiss', { default: 'true' }),
+} as const;
+
 export const MirrorSyncMode = enumeration('MirrorSyncMode', {
   doc: 'What is copied at the start.',
   values: {
@@ -85,19 +113,13 @@ const mirrorHow = {
   'buf-size': optional(int, 'bytes in flight at most; 0: as the default', {
     default: '4 MiB, and up to 64 MiB when the target is far away',
   }),
-  'on-source-error': optional(BlockdevOnError, 'what is done about failing reads', {
-    default: 'report',
-  }),
-  'on-target-error': optional(BlockdevOnError, 'what is done about failing writes', {
-    default: 'report',
-  }),
+  ...copyErrorMembers,
 } as const;
 const mirrorLife = {
   'copy-mode': optional(MirrorCopyMode, 'when writes reach the target', {
     default: 'background',
   }),
-  'auto-finalize': optional(bool, 'do not wait for job-finalize', { default: 'true' }),
-  'auto-dismiss': optional(bool, 'do not wait for job-dismiss', { default: 'true' }),
+  ...jobEndMembers,
 } as const;
 
 /** What both have: a member that is added to one of the pieces is in both, and in this. */
@@ -182,20 +204,13 @@ export const BLOCK_COMMIT = defineCommand({
     'backing-file': optional(str, 'what the image above top notes as its backing file', {
       default: 'the file name of the base',
     }),
-    'backing-mask-protocol': optional(
-      bool,
-      'where the base has no format, raw is noted as its format instead of the protocol',
-      { default: 'false' },
-    ),
+    ...maskProtocolMember,
     speed: optional(int64, speedDoc, { default: '0' }),
-    'on-error': optional(BlockdevOnError, 'what is done about failing requests', {
-      default: 'report',
-    }),
+    ...onErrorMember,
     'filter-node-name': optional(str, 'name of the node that the job puts above the top', {
       default: 'made up',
     }),
-    'auto-finalize': optional(bool, 'do not wait for job-finalize', { default: 'true' }),
-    'auto-dismiss': optional(bool, 'do not wait for job-dismiss', { default: 'true' }),
+    ...jobEndMembers,
   },
 });
 

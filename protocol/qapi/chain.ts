@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** Chains of images that grow and shrink. @see QEMU's qapi/block-core.json */
-import { BlockdevOnError, NewImageMode } from './block-job.js';
+import { jobEndMembers, maskProtocolMember, NewImageMode, onErrorMember } from './block-job.js';
 import { SnapshotInfo } from './block-nodes-info.js';
-import { bool, defineCommand, int64, optional, required, str, struct } from './define.js';
+import { defineCommand, int64, optional, required, str, struct } from './define.js';
 
 export const BlockdevSnapshotSync = struct('BlockdevSnapshotSync', {
   doc: 'A snapshot with an overlay that is named by file.',
@@ -77,21 +77,14 @@ export const BLOCK_STREAM = defineCommand({
     'backing-file': optional(str, 'what the image notes as its backing file', {
       default: 'the file name of the base',
     }),
-    'backing-mask-protocol': optional(
-      bool,
-      'where the base has no format, raw is noted as its format instead of the protocol',
-      { default: 'false' },
-    ),
+    ...maskProtocolMember,
     bottom: optional(str, 'name of the last node that goes: what is below it stays'),
     speed: optional(int64, 'limit of its speed, bytes a second; 0: none', { default: '0' }),
-    'on-error': optional(BlockdevOnError, 'what is done about failing requests', {
-      default: 'report',
-    }),
+    ...onErrorMember,
     'filter-node-name': optional(str, 'name of the node that the job puts above device', {
       default: 'made up',
     }),
-    'auto-finalize': optional(bool, 'do not wait for job-finalize', { default: 'true' }),
-    'auto-dismiss': optional(bool, 'do not wait for job-dismiss', { default: 'true' }),
+    ...jobEndMembers,
   },
 });
 

@@ -3,34 +3,13 @@ import { once } from 'node:events';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { BlockError } from '../../../../src/base/errors.js';
 import { NBD_CLIENT_REQUESTS_MAX } from '../../../../src/base/limits.js';
-import { NbdClient, type NbdClientOptions } from '../../../../src/nbd/client/client.js';
-import { bytes, FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
-import { type Scope, testScope } from '../../../support/temp.js';
+import { NbdClient } from '../../../../src/nbd/client/client.js';
+import { bytes, FakeNbdPeer } from '../../../support/fake-nbd-peer.js';
+import { testScope } from '../../../support/temp.js';
+import { failure, start } from './fake-server.js';
 
 const { u32, u64 } = bytes;
-
-async function start(
-  options: FakePeerOptions = {},
-  clientOptions: Partial<NbdClientOptions> = {},
-): Promise<{ scope: Scope; peer: FakeNbdPeer; client: NbdClient }> {
-  const scope = testScope();
-  const peer = await FakeNbdPeer.start(scope, options);
-  const client = await NbdClient.connect({ address: peer.address, ...clientOptions });
-  scope.defer(() => client.close());
-  return { scope, peer, client };
-}
-
-async function failure(work: Promise<unknown>): Promise<BlockError> {
-  try {
-    await work;
-  } catch (error) {
-    if (error instanceof BlockError) return error;
-    throw error;
-  }
-  throw new Error('it did not fail');
-}
 
 const FORMS = ['simple', 'structured', 'extended'] as const;
 

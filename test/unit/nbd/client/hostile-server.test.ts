@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Each way in which a server may break the rules, and that it is dropped for it. */
 import { describe, expect, test } from 'vitest';
-import { BlockError } from '../../../../src/base/errors.js';
+import type { BlockError } from '../../../../src/base/errors.js';
 import { NbdClient } from '../../../../src/nbd/client/client.js';
 import {
   bytes,
@@ -11,19 +11,10 @@ import {
   type FakeRequest,
 } from '../../../support/fake-nbd-peer.js';
 import { testScope } from '../../../support/temp.js';
+import { failure } from './fake-server.js';
 
 const { u16, u32, u64 } = bytes;
 const NONE = Buffer.alloc(0);
-
-async function failure(work: Promise<unknown>): Promise<BlockError> {
-  try {
-    await work;
-  } catch (error) {
-    if (error instanceof BlockError) return error;
-    throw error;
-  }
-  throw new Error('it did not fail');
-}
 
 async function refusal(options: FakePeerOptions): Promise<BlockError> {
   const scope = testScope();

@@ -1,38 +1,14 @@
 // SPDX-License-Identifier: MIT
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { expect, onTestFinished, test, vi } from 'vitest';
-import { BlockError } from '../../../../src/base/errors.js';
 import { NBD_RECONNECT_PAUSE_MIN_MS } from '../../../../src/base/limits.js';
-import { NbdClient, type NbdClientOptions } from '../../../../src/nbd/client/client.js';
-import type { NbdClientEvent } from '../../../../src/nbd/client/pool.js';
-import { bytes, FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
+import { NbdClient } from '../../../../src/nbd/client/client.js';
+import { bytes, FakeNbdPeer } from '../../../support/fake-nbd-peer.js';
 import { testScope } from '../../../support/temp.js';
+import { failure, start } from './fake-server.js';
 
 const { u16, u32, u64 } = bytes;
 const MULTI_CONN = 0xced | 0x100;
-
-async function start(options: FakePeerOptions, clientOptions: Partial<NbdClientOptions> = {}) {
-  const scope = testScope();
-  const peer = await FakeNbdPeer.start(scope, options);
-  const events: NbdClientEvent[] = [];
-  const client = await NbdClient.connect({
-    address: peer.address,
-    onEvent: (event) => events.push(event),
-    ...clientOptions,
-  });
-  scope.defer(() => client.close());
-  return { peer, client, events };
-}
-
-async function failure(work: Promise<unknown>): Promise<BlockError> {
-  try {
-    await work;
-  } catch (error) {
-    if (error instanceof BlockError) return error;
-    throw error;
-  }
-  throw new Error('it did not fail');
-}
 
 test('sends again what was under way when the server was lost', async () => {
   let answering = false;
