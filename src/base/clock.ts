@@ -14,17 +14,29 @@ const DELAY_MAX_MS = 2 ** 31 - 1;
 
 export const systemClock: Clock = {
   nowNs: () => performance.now() * NS_PER_MS,
-  startTimer(delayNs, fire) {
-    const dueMs = performance.now() + delayNs / NS_PER_MS;
-    let timer: NodeJS.Timeout;
-    const start = (): void => {
-      const delayMs = Math.max(Math.ceil(dueMs - performance.now()), 1);
-      timer = delayMs > DELAY_MAX_MS ? setTimeout(start, DELAY_MAX_MS) : setTimeout(fire, delayMs);
-    };
-    start();
-    return () => clearTimeout(timer);
-  },
+  startTimer: (delayNs, fire) => startTimeout(delayNs / NS_PER_MS, fire),
 };
+
+/**
+ * `setTimeout` for delays that a user chooses: Node's fires at once when it is told more than 24 days.
+ * @param options.ref false: it does not keep the process alive
+ * @returns a function that calls it off
+ */
+export function startTimeout(
+  delayMs: number,
+  fire: () => void,
+  { ref = true }: { readonly ref?: boolean } = {},
+): () => void {
+  const dueMs = performance.now() + delayMs;
+  let timer: NodeJS.Timeout;
+  const start = (): void => {
+    const leftMs = Math.max(Math.ceil(dueMs - performance.now()), 1);
+    timer = leftMs > DELAY_MAX_MS ? setTimeout(start, DELAY_MAX_MS) : setTimeout(fire, leftMs);
+    if (!ref) timer.unref();
+  };
+  start();
+  return () => clearTimeout(timer);
+}
 
 /** Milliseconds since 1970, for people; steps when the system's clock is set. */
 export function wallClockMs(): number {

@@ -4,6 +4,7 @@
  * the target. @see qapi BlockdevOptionsCbw
  */
 import { isPowerOfTwo } from '../../base/byte-range.js';
+import { startTimeout } from '../../base/clock.js';
 import { BlockError } from '../../base/errors.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import type { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
@@ -291,12 +292,12 @@ export class CopyBeforeWriteDriver extends PassThroughDriver {
   #copied(offset: number, length: number): Promise<void> {
     const { timeoutMs = 0 } = this.#options;
     return new Promise<void>((resolve, reject) => {
-      const timer =
+      const callOff =
         timeoutMs > 0
-          ? setTimeout(() => settle(() => reject(tooLate(timeoutMs))), timeoutMs)
+          ? startTimeout(timeoutMs, () => settle(() => reject(tooLate(timeoutMs))))
           : undefined;
       const settle = (act: () => void): void => {
-        clearTimeout(timer);
+        callOff?.();
         this.#waiting.delete(resolve);
         act();
       };

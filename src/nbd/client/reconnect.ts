@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** The time between the loss of the last connection and its return. */
+import { startTimeout } from '../../base/clock.js';
 import { BlockError, toError } from '../../base/errors.js';
 import { NBD_RECONNECT_PAUSE_MAX_MS, NBD_RECONNECT_PAUSE_MIN_MS } from '../../base/limits.js';
 import type { NbdConnection } from './connection.js';
@@ -39,7 +40,7 @@ export function pause(ms: number, signal: AbortSignal, options: { ref: boolean }
 export class Outage {
   readonly #options: OutageOptions;
   readonly #controller = new AbortController();
-  #timer: NodeJS.Timeout | undefined;
+  #stopTimer: (() => void) | undefined;
   #waiting: boolean;
   /** Why the last attempt failed. */
   lastError: Error | undefined;
@@ -55,8 +56,9 @@ export class Outage {
   }
 
   start(): void {
-    if (this.#waiting) this.#timer = setTimeout(() => this.expire(), this.#options.windowMs);
-    else this.#options.onExpired();
+    if (this.#waiting) {
+      this.#stopTimer = startTimeout(this.#options.windowMs, () => this.expire());
+    } else this.#options.onExpired();
     void this.#run();
   }
 
@@ -64,13 +66,13 @@ export class Outage {
   expire(): void {
     if (!this.#waiting) return;
     this.#waiting = false;
-    clearTimeout(this.#timer);
+    this.#stopTimer?.();
     this.#options.onExpired();
   }
 
   /** No more attempts; no callback comes any more. */
   end(): void {
-    clearTimeout(this.#timer);
+    this.#stopTimer?.();
     this.#waiting = false;
     this.#controller.abort(new BlockError('DF_CANCELLED', 'the NBD client was closed'));
   }
@@ -84,7 +86,7 @@ export class Outage {
       try {
         const connection = await this.#options.attempt(signal);
         if (!signal.aborted && !connection.isClosed) {
-          clearTimeout(this.#timer);
+          this.#stopTimer?.();
           this.#options.onBack(connection);
           return;
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** One client through its phases: option phase, transmission, closing. Owns all that it holds. */
-import { wallClockMs } from '../../base/clock.js';
+import { startTimeout, wallClockMs } from '../../base/clock.js';
 import { NBD_TURN_BYTES } from '../../base/limits.js';
 import { type Logger, subjectLog } from '../../base/log.js';
 import type { BusyPoll } from './busy-poll.js';
@@ -63,7 +63,7 @@ export class Connection implements TransportOwner, ExportClient {
   #transmission: Transmission | undefined;
   #session: Session | undefined;
   #phase: ConnectionPhase = 'options';
-  #handshakeTimer: NodeJS.Timeout | undefined;
+  #stopHandshakeTimer: (() => void) | undefined;
   #graceTimer: NodeJS.Timeout | undefined;
   /** The transport was told to wait for `resume`. */
   #paused = false;
@@ -94,10 +94,8 @@ export class Connection implements TransportOwner, ExportClient {
       'client connected',
     );
     if (handshakeMaxMs > 0) {
-      this.#handshakeTimer = setTimeout(() => {
-        this.drop(`option phase took longer than ${handshakeMaxMs} ms`);
-      }, handshakeMaxMs);
-      this.#handshakeTimer.unref();
+      const late = (): void => this.drop(`option phase took longer than ${handshakeMaxMs} ms`);
+      this.#stopHandshakeTimer = startTimeout(handshakeMaxMs, late, { ref: false });
     }
     transport.start(this);
     this.#flush();
@@ -157,7 +155,7 @@ export class Connection implements TransportOwner, ExportClient {
   closed(error?: Error): void {
     if (this.#phase === 'closed') return;
     this.#phase = 'closed';
-    clearTimeout(this.#handshakeTimer);
+    this.#stopHandshakeTimer?.();
     clearTimeout(this.#graceTimer);
     this.#transmission?.close();
     this.outbox.close();
@@ -167,7 +165,7 @@ export class Connection implements TransportOwner, ExportClient {
   }
 
   agreed(session: Session): void {
-    clearTimeout(this.#handshakeTimer);
+    this.#stopHandshakeTimer?.();
     this.#session = session;
     this.#phase = 'transmission';
     this.log = subjectLog({ connection: this.id, export: session.export.id });
@@ -181,7 +179,7 @@ export class Connection implements TransportOwner, ExportClient {
   finish(): void {
     if (this.#phase === 'closing' || this.#phase === 'closed') return;
     this.#phase = 'closing';
-    clearTimeout(this.#handshakeTimer);
+    this.#stopHandshakeTimer?.();
     this.wake();
   }
 

@@ -206,6 +206,23 @@ describe('copy-before-write', () => {
     await target.delay;
   });
 
+  it('waits longer than a timer of Node can, if told to', async () => {
+    const { add, writer, source, target } = await makeBench();
+    const node = await add({
+      ...FILTER,
+      'on-cbw-error': 'break-snapshot',
+      'cbw-timeout': 2 ** 32 - 1,
+    });
+    const guest = await writer(node);
+    const release = gate(target);
+    const writing = guest.write(0, Buffer.alloc(512, 7));
+    await sleep(20);
+    expect(source.data[0]).not.toBe(7);
+    release();
+    await writing;
+    expect(source.data[0]).toBe(7);
+  });
+
   it('keeps to the marks of a bitmap, and refuses to read the rest', async () => {
     const { add, writer, graph, target, old } = await makeBench();
     const bitmap = new DirtyBitmap({ name: 'b', size: SIZE, granularity: CLUSTER, disabled: true });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import { NBD_RECONNECT_PAUSE_MIN_MS } from '../../../../src/base/limits.js';
 import { NbdClient } from '../../../../src/nbd/client/client.js';
@@ -83,6 +83,17 @@ test('after the delay everything fails and says what happened', async () => {
   const error = await failure(client.read(0, Buffer.alloc(512)));
   expect(error.code).toBe('DF_DISCONNECTED');
   expect(error.message).toMatch(/did not come back within 0.2 s; last attempt: Failed to connect/);
+});
+
+test('waits as long as it is told to, however long that is', async () => {
+  const { peer, client } = await start({}, { reconnectDelaySeconds: 2 ** 32 - 1 });
+  await peer.stop();
+  await expect.poll(() => client.connectionCount).toBe(0);
+  const reading = client.read(0, Buffer.alloc(512));
+  const early = await Promise.race([reading.catch(() => 'failed'), sleep(20, 'waits')]);
+  await peer.listen();
+  expect(early).toBe('waits');
+  await reading;
 });
 
 test('waiting can be cut short', async () => {

@@ -191,6 +191,13 @@ describe('connections', () => {
     expect(await raw.readToEnd()).toHaveLength(0);
   });
 
+  it('have as long for the option phase as is said, however long that is', async () => {
+    const served = await serve({}, {}, { handshakeMaxSeconds: 2 ** 32 - 1 });
+    const raw = await RawNbd.handshake(served.scope, served.socket);
+    await sleep(20);
+    await raw.go('disk');
+  });
+
   it('can be dropped by their id', async () => {
     const served = await serve();
     const raw = await client(served);
