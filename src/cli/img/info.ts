@@ -34,8 +34,15 @@ export async function info(args: string[]): Promise<number> {
       node !== undefined;
       node = node.children.get('backing')?.node
     ) {
-      found.push(await describeImage(node, { flat: true }));
-      if (values['backing-chain'] !== true) break;
+      const described = await describeImage(node, { flat: true });
+      if (values['backing-chain'] === true) {
+        found.push(described);
+        continue;
+      }
+      // That nothing is below it is our doing, and no part of its name.
+      const { filename, features } = node.driver;
+      found.push(features.backing && filename !== '' ? { ...described, filename } : described);
+      break;
     }
     const text = json
       ? `${JSON.stringify(values['backing-chain'] === true ? found : found[0], undefined, 4)}\n`
