@@ -58,7 +58,7 @@ describe('an image that is made for a job', () => {
     const { node } = await openTargetImage(graph, request);
     expect(node.children.get('backing')?.node).toBe(backing);
     expect(JSON.parse(await readFile(filename, 'utf8'))).toMatchObject({
-      'backing-file': '',
+      'backing-file': 'json:{"driver":"memory","size":4096}',
       'backing-fmt': 'memory',
     });
     await graph.closeAll();
