@@ -337,16 +337,35 @@ export class CopyLoop {
       if (isPromise(behind)) {
         const soFar = extent;
         return behind.then((found) => {
-          this.#statusBehind = { extent: found, offset, generation };
-          return this.#joined(run, soFar, generation);
+          const more = this.#join(soFar, found, { offset, generation });
+          // Once the source has changed, nothing that is heard of it helps.
+          const goOn = more !== undefined && source.generation === generation;
+          return goOn
+            ? this.#joined(run, more, generation)
+            : this.#remember(run, soFar, generation);
         });
       }
-      if ((behind.flags & STATUS_ZERO) !== 0) {
-        this.#statusBehind = { extent: behind, offset, generation };
-        break;
-      }
-      extent = { ...extent, length: extent.length + behind.length };
+      const more = this.#join(extent, behind, { offset, generation });
+      if (more === undefined) break;
+      extent = more;
     }
+    return this.#remember(run, extent, generation);
+  }
+
+  /** The extent with data that lies behind it; undefined for zeroes, which are remembered. */
+  #join(
+    extent: ChainExtent,
+    behind: ChainExtent,
+    where: { offset: number; generation: number },
+  ): ChainExtent | undefined {
+    if ((behind.flags & STATUS_ZERO) === 0) {
+      return { ...extent, length: extent.length + behind.length };
+    }
+    this.#statusBehind = { extent: behind, ...where };
+    return undefined;
+  }
+
+  #remember(run: Operation, extent: ChainExtent, generation: number): ChainExtent {
     this.#status = { extent, offset: run.offset, generation };
     return extent;
   }

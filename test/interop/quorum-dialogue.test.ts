@@ -155,7 +155,8 @@ it('reports the same of reads, and repairs the same', async () => {
       'wrote 2000/2000 bytes at offset 99000',
       'read 2000/2000 bytes at offset 99000',
     ]);
-    await qmp.execute('block-export-del', { id: 'e' });
+    // The server may not have noticed yet that the last client has gone.
+    await qmp.execute('block-export-del', { id: 'e', mode: 'hard' });
     await qmp.event('BLOCK_EXPORT_DELETED');
     const checks: string[] = [];
     for (const name of ['a', 'b', 'c']) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** What `npm pack` makes, installed by somebody without a compiler: the programs and the library. */
-import { mkdir, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { waitUntil } from '../support/daemon.js';
@@ -32,6 +32,12 @@ describe('the package', () => {
     );
     expect(others).toEqual([]);
     expect(installed.files.filter((file) => /(?<!\.d)\.[cm]?ts$/.test(file))).toEqual([]);
+  });
+
+  it('is made of programs that run where they were built, too', async () => {
+    for (const program of ['dist/src/daemon/launch.cjs', 'dist/src/cli/launch.cjs']) {
+      expect((await stat(program)).mode & 0o111, program).toBe(0o111);
+    }
   });
 
   it('was installed with no compiler in reach', async () => {

@@ -230,35 +230,44 @@ async function ended(pid: number): Promise<boolean> {
   return stat === '' || /\) Z /.test(stat);
 }
 
-async function daemonized(scope: Scope, dir: string, path: string): Promise<number> {
+/** @param prefix of the names of its files, as it is told them; it is started in `dir` */
+async function daemonized(scope: Scope, dir: string, prefix: string): Promise<number> {
   const { program, args } = daemonCommand();
-  const [qmp, nbd, pidfile] = ['qmp.sock', 'nbd.sock', 'pid'].map((n) => join(dir, n));
-  await runPeer(program, [
-    ...[...args, ...blockdev(path), '--nbd-server', `addr.type=unix,addr.path=${nbd}`],
-    ...[...exported, '--chardev', `socket,id=m,path=${qmp},server=on,wait=off`],
-    ...['--monitor', 'chardev=m', '--pidfile', String(pidfile), '--daemonize'],
-  ]);
-  const pid = Number(await readFile(String(pidfile), 'utf8'));
+  const [qmp, nbd, pidfile] = ['qmp.sock', 'nbd.sock', 'pid'].map((n) => `${prefix}${n}`);
+  const path = await imageIn(dir);
+  await runPeer(
+    program,
+    [
+      ...[...args, ...blockdev(path), '--nbd-server', `addr.type=unix,addr.path=${nbd}`],
+      ...[...exported, '--chardev', `socket,id=m,path=${qmp},server=on,wait=off`],
+      ...['--monitor', 'chardev=m', '--pidfile', String(pidfile), '--daemonize'],
+    ],
+    { cwd: dir },
+  );
+  const pid = Number(await readFile(join(dir, 'pid'), 'utf8'));
   scope.defer(() => alive(pid) && process.kill(pid, 'SIGKILL'));
   return pid;
 }
 
 describe('a daemon in the background', () => {
-  it('serves when the command returns, and leaves nothing after SIGTERM', async () => {
-    const scope = testScope();
-    const dir = await scope.tempDir();
-    const pid = await daemonized(scope, dir, await imageIn(dir));
-    expect((await readFile(`/proc/${pid}/cmdline`, 'utf8')).includes('--daemonize')).toBe(true);
-    const qmp = await QmpClient.connect(join(dir, 'qmp.sock'));
-    expect(await qmp.execute('query-status')).toMatchObject({ running: true });
-    qmp.close();
-    const uri = `nbd+unix:///disk?socket=${join(dir, 'nbd.sock')}`;
-    expect(Number((await runPeer('nbdinfo', ['--size', uri])).stdout)).toBe(SIZE);
-    process.kill(pid, 'SIGTERM');
-    const left = () => ['qmp.sock', 'nbd.sock', 'pid'].filter((n) => existsSync(join(dir, n)));
-    await waitUntil(() => left().length === 0, { what: () => `removal of ${left()}` });
-    await waitUntil(() => ended(pid), { what: () => `the end of process ${pid}` });
-  });
+  it.each(['absolute', 'relative'])(
+    'serves when the command returns, and leaves nothing after SIGTERM: %s names',
+    async (names) => {
+      const scope = testScope();
+      const dir = await scope.tempDir();
+      const pid = await daemonized(scope, dir, names === 'absolute' ? `${dir}/` : '');
+      expect((await readFile(`/proc/${pid}/cmdline`, 'utf8')).includes('--daemonize')).toBe(true);
+      const qmp = await QmpClient.connect(join(dir, 'qmp.sock'));
+      expect(await qmp.execute('query-status')).toMatchObject({ running: true });
+      qmp.close();
+      const uri = `nbd+unix:///disk?socket=${join(dir, 'nbd.sock')}`;
+      expect(Number((await runPeer('nbdinfo', ['--size', uri])).stdout)).toBe(SIZE);
+      process.kill(pid, 'SIGTERM');
+      const left = () => ['qmp.sock', 'nbd.sock', 'pid'].filter((n) => existsSync(join(dir, n)));
+      await waitUntil(() => left().length === 0, { what: () => `removal of ${left()}` });
+      await waitUntil(() => ended(pid), { what: () => `the end of process ${pid}` });
+    },
+  );
 });
 
 describe('SIGTERM', () => {

@@ -7,6 +7,7 @@ import { connect, createServer, type ListenOptions, type Server, type Socket } f
 import { errnoName, fromSystemError, toError } from '../../base/errors.js';
 import { NBD_WEBSOCKET_MESSAGE_MAX, WEBSOCKET_UPGRADE_MS } from '../../base/limits.js';
 import { listenError } from '../../base/listen-error.js';
+import { absoluteSocketPath } from '../../base/socket-path.js';
 import { webSockets } from '../../base/web-sockets.js';
 import { StreamTransport } from './stream-transport.js';
 import type { Transport, TransportKind } from './transport.js';
@@ -130,7 +131,7 @@ function listenOnce(server: Server, address: SocketAddress): Promise<void> {
     options.ipv6Only = address.ipv6Only ?? false;
     where = `${address.host}:${address.port}`;
   } else if (address.type === 'unix') {
-    options.path = address.path;
+    options.path = absoluteSocketPath(address.path);
     where = address.path;
   } else {
     where = `descriptor ${address.fd}`;

@@ -16,6 +16,7 @@ import {
   WEBSOCKET_UPGRADE_MS,
 } from '../../base/limits.js';
 import { listenError } from '../../base/listen-error.js';
+import { absoluteSocketPath } from '../../base/socket-path.js';
 import { webSockets } from '../../base/web-sockets.js';
 import { Channel } from '../channel.js';
 import type { ChardevBackend } from '../chardev.js';
@@ -108,7 +109,7 @@ export class SocketServer implements ChardevBackend {
     if (address.type === 'fd') return { fd: parseFd(address.str) };
     const path = checkUnixPath(address.path);
     await removeStaleSocket(path);
-    return { path };
+    return { path: absoluteSocketPath(path) };
   }
 
   #listen(options: object): Promise<void> {

@@ -185,3 +185,39 @@ it.each(['at once', 'later'])(
     expect(asked).toEqual([0, 64, 128, 192, 256, 320, 384, 448, 512, 576]);
   },
 );
+
+it('comes to an end when the source changes while it is asked for what lies behind a range', async () => {
+  const size = 512 * KIB;
+  const bitmap = new DirtyBitmap({ size, granularity: 64 * KIB });
+  bitmap.setDirty(0, size);
+  let generation = 0;
+  let asked = 0;
+  let copied = 0;
+  const loop = new CopyLoop({
+    bitmap,
+    size,
+    source: {
+      read: (_offset, buffer) => void buffer.fill(1),
+      async blockStatus(offset, length) {
+        asked++;
+        if (asked > 1000) throw new Error('asks for ever');
+        if (asked % 3 === 2) generation++;
+        return statusOf('dddddddd', offset, length);
+      },
+      get generation() {
+        return generation;
+      },
+    },
+    target: { write: () => undefined, writeZeroes: () => undefined },
+    rate: new RateLimit(0, () => performance.now()),
+    chunkLength: 256 * KIB,
+    windowLength: 8 * MIB,
+    unmap: true,
+    copied(length) {
+      copied += length;
+    },
+    failed: () => false,
+  });
+  expect(await loop.run(() => false)).toBe('clean');
+  expect(copied).toBe(size);
+});
