@@ -160,10 +160,19 @@ async function carryOut(graph: BlockGraph, steps: readonly Step[]): Promise<void
   } catch (error) {
     for (const back of undo.reverse()) await back();
     await graph.updatePermissions(steps.map(({ node }) => node));
-    throw error;
+    throw asRefusal(error, steps);
   }
   for (const act of commit) await act();
   for (const { node } of steps) node.refreshLimits();
+}
+
+/** Users that write are in the way of a node's becoming read-only, not the other way round. */
+function asRefusal(error: unknown, steps: readonly Step[]): unknown {
+  if (!(error instanceof BlockError) || error.code !== 'DF_READ_ONLY') return error;
+  const { node: name } = error.context;
+  if (!steps.some(({ node, before }) => node.name === name && !before.readOnly)) return error;
+  const text = `Read-only block node '${name}' cannot support read-write users`;
+  return new BlockError('DF_READ_ONLY', text, error.context);
 }
 
 async function prepareStep(

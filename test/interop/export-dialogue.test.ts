@@ -108,3 +108,20 @@ it('character devices and objects', async () => {
     step('object-del', { id: 'g' }),
   ]);
 });
+
+it('a node with users that write does not become read-only, and says so', async () => {
+  const raw = (readOnly: boolean) => ({
+    ...{ driver: 'raw', file: 'n', 'node-name': 'r', 'read-only': readOnly },
+  });
+  const said = await expectSame((dir) => [
+    node('n'),
+    step('blockdev-add', raw(false)),
+    start(dir),
+    add('e', { 'node-name': 'r', writable: true }),
+    step('blockdev-reopen', { options: [raw(true)] }),
+    step('block-export-del', { id: 'e', mode: 'hard' }),
+    step('blockdev-reopen', { options: [raw(true)] }),
+    step('blockdev-reopen', { options: [raw(false)] }),
+  ]);
+  expect(JSON.stringify(said)).toContain("Read-only block node 'r' cannot support");
+});
