@@ -71,27 +71,24 @@ export function table(head: readonly string[], rows: readonly (readonly string[]
   return [line(head), line(rule), ...rows.map(line)].join('\n');
 }
 
-function cellTables(results: ServeResults): string {
+function rateTable(results: ServeResults): string {
   const names = results.servers.map(({ name }) => name);
-  const rates = results.cells.map((result) => [
+  const rows = results.cells.map((result) => [
     `${result.transport} ${result.cell.name}`,
     ...names.map((name) => rate(ofRounds(result, name, 'rate'), result.cell)),
     ...PEERS.map((peer) => times(ratio(result, peer))),
   ]);
-  const costs = results.cells.map((result) => [
+  return table(['cell', ...names, ...PEERS.map((peer) => `to ${peer}`)], rows);
+}
+
+function costTable(results: ServeResults): string {
+  const names = results.servers.map(({ name }) => name);
+  const rows = results.cells.map((result) => [
     `${result.transport} ${result.cell.name}`,
     ...names.map((name) => cpu(ofRounds(result, name, 'cpuPerUnit'), result.cell)),
     ...names.map((name) => mebibytes(ofRounds(result, name, 'peakMemory'))),
   ]);
-  return [
-    '### Rate',
-    '',
-    table(['cell', ...names, ...PEERS.map((peer) => `to ${peer}`)], rates),
-    '',
-    '### CPU time of the server for each request or GB, and its peak memory in MiB',
-    '',
-    table(['cell', ...names.map((n) => `CPU ${n}`), ...names.map((n) => `MiB ${n}`)], costs),
-  ].join('\n');
+  return table(['cell', ...names.map((n) => `CPU ${n}`), ...names.map((n) => `MiB ${n}`)], rows);
 }
 
 function ratios(results: ServeResults): string {
@@ -152,7 +149,7 @@ export function machine(kernel: string): string {
   ].join(', ');
 }
 
-/** How it compares, and how it was made, so that it can be made again. */
+/** The rates, how they compare, and how it was made, so that it can be made again. */
 export function renderSummary(results: ServeResults): string {
   return [
     `Made by \`scripts/bench serve\` on ${new Date().toISOString().slice(0, 10)}: ${machine(results.kernel)}.`,
@@ -164,11 +161,13 @@ export function renderSummary(results: ServeResults): string {
     '',
     others(results),
     '',
+    rateTable(results),
+    '',
     ...results.failures.map((failure) => `- failed: ${failure}`),
   ].join('\n');
 }
 
-/** The summary, and every cell. */
+/** The summary, and what each cell cost. */
 export function renderReport(results: ServeResults): string {
   return [
     '## Serving, side by side',
@@ -177,7 +176,9 @@ export function renderReport(results: ServeResults): string {
     '',
     ...results.servers.map(({ name, version }) => `- ${name}: ${version}`),
     '',
-    cellTables(results),
+    '### CPU time of the server for each request or GB, and its peak memory in MiB',
+    '',
+    costTable(results),
     '',
   ].join('\n');
 }
