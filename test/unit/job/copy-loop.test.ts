@@ -3,11 +3,27 @@ import { expect, it } from 'vitest';
 import { RateLimit } from '../../../src/base/rate-limit.js';
 import { DirtyBitmap } from '../../../src/block/bitmap/dirty-bitmap.js';
 import { STATUS_ALLOCATED, STATUS_DATA, STATUS_ZERO } from '../../../src/block/block-driver.js';
-import { CopyLoop } from '../../../src/job/copy-loop.js';
+import { CopyLoop, type CopyLoopOptions } from '../../../src/job/copy-loop.js';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
 const SIZE = 16 * MIB;
+
+type Given = Pick<CopyLoopOptions, 'bitmap' | 'size' | 'source'> & Partial<CopyLoopOptions>;
+
+/** A loop into a target that takes all, at any speed; where nothing else is given. */
+function copyLoop(given: Given): CopyLoop {
+  return new CopyLoop({
+    target: { write: () => undefined, writeZeroes: () => undefined },
+    rate: new RateLimit(0, () => performance.now()),
+    chunkLength: 256 * KIB,
+    windowLength: 8 * MIB,
+    unmap: true,
+    copied: () => undefined,
+    failed: () => false,
+    ...given,
+  });
+}
 
 it('lets others have their turn while source and target answer at once', async () => {
   const bitmap = new DirtyBitmap({ size: SIZE, granularity: 64 * KIB });
@@ -15,7 +31,7 @@ it('lets others have their turn while source and target answer at once', async (
   let sinceTurn = 0;
   let longest = 0;
   let copied = 0;
-  const loop = new CopyLoop({
+  const loop = copyLoop({
     bitmap,
     size: SIZE,
     source: {
@@ -36,14 +52,9 @@ it('lets others have their turn while source and target answer at once', async (
       write: () => new Promise((resolve) => setImmediate(resolve)),
       writeZeroes() {},
     },
-    rate: new RateLimit(0, () => performance.now()),
-    chunkLength: 256 * KIB,
-    windowLength: 8 * MIB,
-    unmap: true,
     copied(length) {
       copied += length;
     },
-    failed: () => false,
   });
   let running = true;
   const other = (): void => {
@@ -65,7 +76,7 @@ it('leaves alone what others have copied while it asked for the status', async (
   let generation = 0;
   // As writers do to whom what they overwrite has to be saved: once before the first range, once in it.
   const cleared = [0, 192 * KIB];
-  const loop = new CopyLoop({
+  const loop = copyLoop({
     bitmap,
     size: SIZE,
     source: {
@@ -85,13 +96,6 @@ it('leaves alone what others have copied while it asked for the status', async (
         return generation;
       },
     },
-    target: { write: () => undefined, writeZeroes: () => undefined },
-    rate: new RateLimit(0, () => performance.now()),
-    chunkLength: 256 * KIB,
-    windowLength: 8 * MIB,
-    unmap: true,
-    copied: () => undefined,
-    failed: () => false,
   });
   expect(await loop.run(() => false)).toBe('clean');
   expect(read).toEqual(['64 128']);
@@ -105,7 +109,7 @@ it('is not idle between the choice of a range and its copy, for who drains the n
     loop.hold();
     events.push(loop.whenIdle() === undefined ? 'idle' : 'busy');
   };
-  const loop = new CopyLoop({
+  const loop = copyLoop({
     bitmap,
     size: SIZE,
     source: {
@@ -116,17 +120,10 @@ it('is not idle between the choice of a range and its copy, for who drains the n
       blockStatus: (_offset, length) => ({ length, flags: STATUS_DATA, depth: 1 }),
       generation: 0,
     },
-    target: { write: () => undefined, writeZeroes: () => undefined },
-    rate: new RateLimit(0, () => performance.now()),
-    chunkLength: 256 * KIB,
-    windowLength: 8 * MIB,
-    unmap: true,
     taken() {
       queueMicrotask(drain);
       return () => undefined;
     },
-    copied: () => undefined,
-    failed: () => false,
   });
   expect(await loop.run(() => false)).toBe('clean');
   expect(events).toEqual(['busy', 'read']);
@@ -148,7 +145,7 @@ it.each(['at once', 'later'])(
     bitmap.setDirty(0, size);
     const done: string[] = [];
     const asked: number[] = [];
-    const loop = new CopyLoop({
+    const loop = copyLoop({
       bitmap,
       size,
       source: {
@@ -169,12 +166,6 @@ it.each(['at once', 'later'])(
           done.push(`zero ${offset / KIB} ${length / KIB}`);
         },
       },
-      rate: new RateLimit(0, () => performance.now()),
-      chunkLength: 256 * KIB,
-      windowLength: 8 * MIB,
-      unmap: true,
-      copied: () => undefined,
-      failed: () => false,
     });
     expect(await loop.run(() => false)).toBe('clean');
     expect(done).toEqual([
@@ -193,7 +184,7 @@ it('comes to an end when the source changes while it is asked for what lies behi
   let generation = 0;
   let asked = 0;
   let copied = 0;
-  const loop = new CopyLoop({
+  const loop = copyLoop({
     bitmap,
     size,
     source: {
@@ -208,15 +199,9 @@ it('comes to an end when the source changes while it is asked for what lies behi
         return generation;
       },
     },
-    target: { write: () => undefined, writeZeroes: () => undefined },
-    rate: new RateLimit(0, () => performance.now()),
-    chunkLength: 256 * KIB,
-    windowLength: 8 * MIB,
-    unmap: true,
     copied(length) {
       copied += length;
     },
-    failed: () => false,
   });
   expect(await loop.run(() => false)).toBe('clean');
   expect(copied).toBe(size);

@@ -32,6 +32,23 @@ async function client(enable: string[] = []): Promise<QmpPeer> {
   return peer;
 }
 
+/** Counts the turns of the event loop until `stop`. */
+function countTurns(): { stop(): number } {
+  let turns = 0;
+  let isOver = false;
+  const count = () => {
+    turns++;
+    if (!isOver) setImmediate(count);
+  };
+  setImmediate(count);
+  return {
+    stop() {
+      isOver = true;
+      return turns;
+    },
+  };
+}
+
 describe('a session', () => {
   test('starts with version and capabilities', async () => {
     await server.listen('m', unixServer(path));
@@ -118,18 +135,11 @@ describe('a session', () => {
   test('lets others have their turn while it parses what one client sent', async () => {
     await server.listen('m', unixServer(path));
     const peer = await client();
-    let turns = 0;
-    let isOver = false;
-    const count = () => {
-      turns++;
-      if (!isOver) setImmediate(count);
-    };
-    setImmediate(count);
+    const turns = countTurns();
     const length = 40 * QMP_TURN_BYTES;
     peer.send(`${' '.repeat(length)}{"execute": "echo", "arguments": {"text": "a"}}`);
     expect((await peer.next()).return).toBe('a');
-    isOver = true;
-    expect(turns).toBeGreaterThanOrEqual(length / QMP_TURN_BYTES);
+    expect(turns.stop()).toBeGreaterThanOrEqual(length / QMP_TURN_BYTES);
     peer.close();
   });
 
@@ -282,18 +292,11 @@ describe('out of band', () => {
   test('commands of one client run in many turns, so that others have theirs', async () => {
     await server.listen('m', unixServer(path));
     const peer = await client(['oob']);
-    let turns = 0;
-    let isOver = false;
-    const count = () => {
-      turns++;
-      if (!isOver) setImmediate(count);
-    };
-    setImmediate(count);
+    const turns = countTurns();
     const commands = 20 * QMP_OOB_RUNNING_MAX;
     peer.send('{"exec-oob": "echo", "arguments": {"text": "a"}}'.repeat(commands));
     for (let n = 0; n < commands; n++) expect((await peer.next()).return).toBe('a');
-    isOver = true;
-    expect(turns).toBeGreaterThanOrEqual(commands / QMP_OOB_RUNNING_MAX);
+    expect(turns.stop()).toBeGreaterThanOrEqual(commands / QMP_OOB_RUNNING_MAX);
     peer.close();
   });
 });
