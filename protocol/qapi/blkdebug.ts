@@ -48,7 +48,7 @@ export const BlkdebugInjectErrorOptions = struct('BlkdebugInjectErrorOptions', {
     }),
     errno: optional(int, "the error, as Linux's number", { default: '5: EIO' }),
     sector: optional(int, 'only requests that touch this sector of 512 bytes', {
-      default: '-1: any',
+      default: '-1: each',
     }),
     once: optional(bool, 'the rule is used up by one failure', { default: 'false' }),
     immediately: optional(bool, 'fail before the request goes further', { default: 'false' }),

@@ -5,32 +5,26 @@
  * The corrupt mark and its event come together. What QEMU finds sound reads as QEMU reads it, and is sound
  * after our writes. QCOW2_MUTANTS sets how many of each kind, QCOW2_MUTANT_SEED the first seed.
  */
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
 import { QCOW2_INCOMPAT_CORRUPT } from '../../protocol/qcow2/header.js';
 import { BlockError } from '../../src/base/errors.js';
 import type { ImageCorruption } from '../../src/block/block-driver.js';
 import type { BlockNode } from '../../src/block/node.js';
-import { PeerShell } from '../support/peer-shell.js';
 import { contentOf, expectEqual, KIB, MIB, openImage } from '../support/qcow2.js';
 import { Random } from '../support/qcow2-model.js';
 import {
   corruptions,
+  eachMutant,
   KINDS,
-  type Kind,
   MUTANT_SIZE,
-  makeKind,
-  mutate,
+  type Mutant,
   readStart,
 } from '../support/qcow2-mutants.js';
-import { testScope } from '../support/temp.js';
 import { READER, RESIZER, type UsedNode } from '../unit/block/driver/test-graph.js';
 
 const MUTANTS = Number(process.env.QCOW2_MUTANTS ?? 100);
 const SEED = Number(process.env.QCOW2_MUTANT_SEED ?? 1);
-/** One of so many is judged by qemu-img too. */
-const JUDGED = 4;
 /** Memory that one bad image may cost, bytes: caches and the largest tables that are allowed. */
 const MEMORY_MAX = 256 * MIB;
 /** Far more than any image of this size takes. */
@@ -85,13 +79,6 @@ async function changeAll(node: BlockNode, random: Random): Promise<void> {
   await tolerated(() => node.flush());
 }
 
-interface Mutant {
-  readonly path: string;
-  readonly bytes: Buffer;
-  readonly random: Random;
-  readonly kind: Kind;
-}
-
 /** @returns undefined: the image was refused */
 async function open({ path, kind, random }: Mutant, write: boolean): Promise<UsedNode | undefined> {
   const options = {
@@ -143,8 +130,8 @@ async function use(mutant: Mutant): Promise<void> {
 }
 
 /** Whether QEMU finds the image sound; then it is read as QEMU reads it. */
-async function judgeBefore(mutant: Mutant, shell: PeerShell): Promise<boolean> {
-  const { path, bytes } = mutant;
+async function judgeBefore(mutant: Mutant): Promise<boolean> {
+  const { path, bytes, shell } = mutant;
   if ((await corruptions(path, shell)) !== 0) return false;
   const used = await open(mutant, false);
   if (used === undefined) return false;
@@ -183,29 +170,15 @@ async function inTime<T>(work: Promise<T>): Promise<T> {
 describe('images changed at random', () => {
   for (const [number, kind] of KINDS.entries()) {
     it(`do no harm: ${kind.name}`, { timeout: 600_000 }, async () => {
-      const scope = testScope();
-      const dir = await scope.tempDir();
-      const shell = new PeerShell(scope);
-      const original = join(dir, 'original');
-      await mkdir(original);
-      const { bytes: image } = await readStart(await makeKind(original, kind, shell));
-      const path = join(dir, 'mutant');
-      const before = process.memoryUsage.rss();
-      for (let nth = 0; nth < MUTANTS; nth++) {
-        const random = new Random((SEED + nth) * 6151 + number * 977);
-        const bytes = Buffer.from(image);
-        const told = mutate(bytes, random);
-        await writeFile(path, bytes);
-        const mutant = { path, bytes, random, kind };
-        try {
-          const sound = nth % JUDGED === 0 && (await judgeBefore(mutant, shell));
-          await inTime(use(mutant));
-          if (sound) expect(await corruptions(path, shell)).toBe(0);
-        } catch (cause) {
-          throw new Error(`${kind.name}, seed ${SEED + nth}: ${told}`, { cause });
-        }
-      }
-      expect(process.memoryUsage.rss() - before).toBeLessThan(MEMORY_MAX);
+      const randomOf = (seed: number) => new Random(seed * 6151 + number * 977);
+      const changes = { count: MUTANTS, firstSeed: SEED, randomOf };
+      const grown = await eachMutant(kind, changes, async (mutant) => {
+        const { path, shell } = mutant;
+        const sound = mutant.judged && (await judgeBefore(mutant));
+        await inTime(use(mutant));
+        if (sound) expect(await corruptions(path, shell)).toBe(0);
+      });
+      expect(grown).toBeLessThan(MEMORY_MAX);
     });
   }
 });

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 /** Images of each feature, made by QEMU's tools, and changes of their metadata. */
-import { open } from 'node:fs/promises';
+import { mkdir, open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { PeerShell } from './peer-shell.js';
+import { PeerShell } from './peer-shell.js';
 import { MIB } from './qcow2.js';
 import type { Random } from './qcow2-model.js';
+import { testScope } from './temp.js';
 
 /** Virtual size of each, bytes. */
 export const MUTANT_SIZE = 4 * MIB;
@@ -153,4 +154,55 @@ export async function readStart(path: string): Promise<{ size: number; bytes: Bu
   } finally {
     await file.close();
   }
+}
+
+/** One of so many is judged by qemu-img too. */
+const JUDGED = 4;
+
+export interface Mutant {
+  readonly kind: Kind;
+  /** The image as it was changed, and its file. */
+  readonly bytes: Buffer;
+  readonly path: string;
+  /** What chose the change; goes on from there. */
+  readonly random: Random;
+  /** Whether QEMU's tools are to judge it, too. */
+  readonly judged: boolean;
+  readonly shell: PeerShell;
+  /** A folder for more files. */
+  readonly dir: string;
+}
+
+/**
+ * Changes an image of the kind at random, `count` times, each time from the original.
+ * @param options.firstSeed of the first change; `randomOf` makes of each what chooses
+ * @returns by how many bytes the process has grown
+ * @throws Error that names the seed and the change of which `act` failed
+ */
+export async function eachMutant(
+  kind: Kind,
+  options: { count: number; firstSeed: number; randomOf(seed: number): Random },
+  act: (mutant: Mutant) => Promise<void>,
+): Promise<number> {
+  const scope = testScope();
+  const dir = await scope.tempDir();
+  const shell = new PeerShell(scope);
+  const original = join(dir, 'original');
+  await mkdir(original);
+  const { bytes: image } = await readStart(await makeKind(original, kind, shell));
+  const path = join(dir, 'mutant');
+  const memory = process.memoryUsage.rss();
+  for (let nth = 0; nth < options.count; nth++) {
+    const seed = options.firstSeed + nth;
+    const random = options.randomOf(seed);
+    const bytes = Buffer.from(image);
+    const told = mutate(bytes, random);
+    await writeFile(path, bytes);
+    try {
+      await act({ kind, bytes, path, random, judged: nth % JUDGED === 0, shell, dir });
+    } catch (cause) {
+      throw new Error(`${kind.name}, seed ${seed}: ${told}`, { cause });
+    }
+  }
+  return process.memoryUsage.rss() - memory;
 }
