@@ -70,11 +70,11 @@ async function countSnapshots(subject: CheckSubject, mark: L2Walk['mark']): Prom
     const who = `snapshot ${Buffer.from(id)} (${Buffer.from(name)})`;
     if (l1Offset % BigInt(geometry.clusterSize) !== 0n) {
       const where = `l1_offset=0x${l1Offset.toString(16)}`;
-      corruption(subject, `${who} ${where}: L1 table is not cluster aligned`);
+      lost(subject, `${who} ${where}: L1 table is not cluster aligned`);
       continue;
     }
     if (l1Entries * 8 > QCOW2_L1_TABLE_MAX) {
-      corruption(subject, `${who} l1_size=${l1Entries}: L1 table is too large`);
+      lost(subject, `${who} l1_size=${l1Entries}: L1 table is too large`);
       continue;
     }
     const bytes = Buffer.alloc(l1Entries * 8);
@@ -108,14 +108,21 @@ async function countL1(l1: L1Table, walk: L2Walk): Promise<void> {
   }
 }
 
+/** Tells of an L1 table outside the file. @throws as `lost` */
+function checkInside(subject: CheckSubject, offset: number, length: number): void {
+  const { fix, file, reach } = subject;
+  // `mark` tells of it to who only looks.
+  if (fix === 'none' || length === 0 || offset + length - file.size < reach) return;
+  lost(subject, `The L1 table of a snapshot, at ${offset}, lies outside the file`);
+}
+
 /**
- * What a snapshot has would be taken for leaks, and given to others.
+ * It is not known what a snapshot has: all that would be taken for leaks, and given to others.
  * @throws BlockError DF_CORRUPT_IMAGE, where something is to be mended
  */
-function checkInside({ fix, file, reach }: CheckSubject, offset: number, length: number): void {
-  if (fix === 'none' || length === 0 || offset + length - file.size < reach) return;
-  const text = `The L1 table of a snapshot, at ${offset}, lies outside the file`;
-  throw new BlockError('DF_CORRUPT_IMAGE', `${text}: nothing is mended`);
+function lost(subject: CheckSubject, text: string): void {
+  if (subject.fix === 'none') corruption(subject, text);
+  else throw new BlockError('DF_CORRUPT_IMAGE', `${text}: nothing is mended`);
 }
 
 async function countBitmaps(subject: CheckSubject, mark: L2Walk['mark']): Promise<void> {
