@@ -4,7 +4,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { diskferry } from '../support/diskferry.js';
-import { tryPeer } from '../support/peers.js';
+import { runPeer, tryPeer } from '../support/peers.js';
 import { Scope } from '../support/temp.js';
 
 const SECRET = ['--object', 'secret,id=s,data=abc', '-o', 'key-secret=s,iter-time=10'];
@@ -70,7 +70,7 @@ describe('diskferry img measure', () => {
   it.each(CASES)('tells the numbers that qemu-img tells: %s %s %s %s %s', async (...args) => {
     for (const more of [[], ['--output=json']]) {
       const words = ['measure', ...more, ...named(args)];
-      const theirs = await tryPeer('qemu-img', words);
+      const theirs = await runPeer('qemu-img', words);
       const ours = await diskferry(['img', ...words]);
       expect({ code: ours.code, stderr: ours.stderr }).toEqual({ code: 0, stderr: '' });
       if (more.length === 0) expect(ours.stdout).toBe(theirs.stdout);
