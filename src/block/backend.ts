@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 /** The root parent of a node: how exports, jobs and commands do I/O on the graph. */
 import type { BlockError } from '../base/errors.js';
-import type { MaybePromise } from '../base/maybe-promise.js';
-import type { BlockLimits, RequestFlags, SendRequest, TruncateOptions } from './block-driver.js';
+import { isPromise, type MaybePromise } from '../base/maybe-promise.js';
+import type { BlockLimits, RequestFlags, TruncateOptions } from './block-driver.js';
 import { type ChainExtent, chainStatus } from './block-status.js';
 import type { ChildEdge, EdgeParent } from './edge.js';
+import type { RangeUse, SendRequest } from './file-range.js';
 import { InFlight } from './in-flight.js';
 
 interface Waiting {
@@ -90,6 +91,13 @@ export class BlockBackend implements EdgeParent {
       this.#observer.failed?.('read', error);
       throw error;
     }
+  }
+
+  /** A read whose bytes are taken from their file; 0: it can't, `read` has to do it. */
+  readRange(offset: number, length: number, use: RangeUse): MaybePromise<number> {
+    if (this.#heldBy !== 0) return 0;
+    const pending = this.root.node.readRange(offset, length, use);
+    return isPromise(pending) ? this.#track(pending) : pending;
   }
 
   write(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {

@@ -9,6 +9,7 @@ import type { BlockBackend } from './backend.js';
 import type { BitmapStore } from './bitmap/bitmap-store.js';
 import type { BitmapHolder } from './bitmap/dirty-bitmap.js';
 import type { ChildEdge } from './edge.js';
+import type { RangeUse, SendRequest } from './file-range.js';
 import type { ImageChecker } from './image-check.js';
 import type { BlockNode } from './node.js';
 import type { NodeOptions } from './node-options.js';
@@ -94,20 +95,6 @@ export interface TruncateOptions {
   readonly preallocation: PreallocationMode;
 }
 
-/** A reply to a read, on its way to a client without being copied. */
-export interface SendRequest {
-  /** Descriptor of a non-blocking UNIX stream socket of which everything sent before is taken. */
-  readonly socket: number;
-  /** Of the first data byte. */
-  readonly offset: number;
-  /** A filled head, and behind it as much room as there are data bytes. */
-  readonly reply: Buffer;
-  /** Bytes, at least 1. */
-  readonly headLength: number;
-  /** Refuse (0) unless it is certain that some byte is not zero. */
-  readonly notAllZero: boolean;
-}
-
 /** Which features the driver has, said up front instead of found by failing. */
 export interface DriverFeatures {
   /** `write` and `writeZeroes` honour REQ_FUA themselves; otherwise the node flushes after them. */
@@ -156,6 +143,13 @@ export interface BlockDriver {
    * @throws BlockError when that fails: the reply is broken off and can't be completed
    */
   send?(request: SendRequest): number;
+  /**
+   * A read whose bytes are taken from the file that they lie in as they are. `use` is called at once, for a
+   * leading part, or not at all: without waiting, and never where somebody has to see the bytes or to hold
+   * requests back. Aligned and in range. Bytes keep their place until the request has ended.
+   * @returns what `use` does; 0: `read` has to do it @throws only what `use` throws
+   */
+  readRange?(offset: number, length: number, use: RangeUse): MaybePromise<number>;
   /** Nothing, or a promise for the time when sockets have delivered what `send` gave them. Bounded. */
   whenIdle?(): MaybePromise<void>;
   /** Writes all of `buffer`. Absent: the driver is read-only by nature. */

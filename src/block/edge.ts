@@ -8,6 +8,7 @@ import type {
   RequestFlags,
   TruncateOptions,
 } from './block-driver.js';
+import type { RangeUse } from './file-range.js';
 import type { BlockNode } from './node.js';
 import type { PermissionMask, ShareMask } from './permissions.js';
 
@@ -73,6 +74,10 @@ export class ChildEdge {
 
   read(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
     return this.node.read(offset, buffer, flags);
+  }
+
+  readRange(offset: number, length: number, use: RangeUse): MaybePromise<number> {
+    return this.node.readRange(offset, length, use);
   }
 
   write(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {

@@ -6,44 +6,31 @@
  */
 import { BlockError } from '../base/errors.js';
 import { NODE_SIZE_MAX } from '../base/limits.js';
-import type { MaybePromise } from '../base/maybe-promise.js';
+import { isPromise, type MaybePromise } from '../base/maybe-promise.js';
 import { RangeLock } from '../base/range-lock.js';
 import type { DirtyBitmap } from './bitmap/dirty-bitmap.js';
 import {
   type BlockDriver,
   type BlockLimits,
   type CopyReport,
-  DEFAULT_LIMITS,
   type DriverKind,
   type Extent,
   type ImageCorruption,
   REQ_FUA,
   REQ_MAY_UNMAP,
   type RequestFlags,
-  type SendRequest,
   STATUS_ALLOCATED,
   STATUS_DATA,
   type TruncateOptions,
 } from './block-driver.js';
+import { CLOSED_DRIVER } from './closed-driver.js';
 import type { ChildEdge, EdgeParent } from './edge.js';
+import type { RangeUse, SendRequest } from './file-range.js';
 import { InFlight } from './in-flight.js';
 import type { NodeOptions } from './node-options.js';
 import { PERM_RESIZE } from './permissions.js';
 import * as shaped from './shaped-requests.js';
 import { type IoOperation, NodeStatistics } from './statistics.js';
-
-/** Stands in before a node is open and after it is closed. */
-const CLOSED_DRIVER: BlockDriver = {
-  name: 'closed',
-  features: { fua: true, writeZeroes: false, discard: false, backing: false, multiConn: false },
-  limits: DEFAULT_LIMITS,
-  size: 0,
-  filename: '',
-  read: () => {
-    throw new BlockError('DF_SHUTDOWN', 'the node is closed');
-  },
-  close: () => undefined,
-};
 
 /** What the graph wants to know of a node's I/O. */
 export interface NodeObserver {
@@ -171,13 +158,7 @@ export class BlockNode implements EdgeParent {
   send(request: SendRequest): number {
     const { offset, reply, headLength } = request;
     const length = reply.byteLength - headLength;
-    const plain =
-      this.active &&
-      offset >= 0 &&
-      offset + length <= this.#driver.size &&
-      this.#alignMask === 0 &&
-      length <= this.#maxTransfer;
-    if (!plain || this.#driver.send === undefined) return 0;
+    if (this.#driver.send === undefined || !this.#fits(offset, length)) return 0;
     const started = this.stats.start();
     try {
       const taken = this.#driver.send(request);
@@ -187,6 +168,22 @@ export class BlockNode implements EdgeParent {
       this.stats.failed('read', length, started);
       throw error;
     }
+  }
+
+  /**
+   * A read whose bytes are taken from the file of the host in which they lie as they are; counts as a read
+   * of as many bytes as were dealt with. @see BlockDriver.readRange
+   * @returns what `use` does; 0: `read` has to do it @throws only what `use` throws
+   */
+  readRange(offset: number, length: number, use: RangeUse): MaybePromise<number> {
+    if (this.#driver.readRange === undefined || length <= 0 || !this.#fits(offset, length)) {
+      return 0;
+    }
+    const started = this.stats.start();
+    const taken = this.#driver.readRange(offset, length, use);
+    if (isPromise(taken)) return this.#trackRange(taken, started);
+    if (taken > 0) this.stats.done('read', offset, taken, started);
+    return taken;
   }
 
   /** Writes all of `buffer`; REQ_FUA: on stable storage before it completes. */
@@ -380,6 +377,28 @@ export class BlockNode implements EdgeParent {
       }
     }
     await this.#driver.whenIdle?.();
+  }
+
+  /** A read that its driver can take as it is. */
+  #fits(offset: number, length: number): boolean {
+    return (
+      this.active &&
+      offset >= 0 &&
+      offset + length <= this.#driver.size &&
+      this.#alignMask === 0 &&
+      length <= this.#maxTransfer
+    );
+  }
+
+  async #trackRange(pending: Promise<number>, started: number): Promise<number> {
+    this.inFlight.begin();
+    try {
+      const taken = await pending;
+      if (taken > 0) this.stats.done('read', 0, taken, started);
+      return taken;
+    } finally {
+      this.inFlight.end();
+    }
   }
 
   #track(

@@ -262,6 +262,16 @@ export class DiskFile {
     return this.#run(op, offset, length, work);
   }
 
+  /** Keeps the descriptor open until `pending`, which uses it, is settled; `close` waits for that. */
+  async keepOpen<T>(pending: Promise<T>): Promise<T> {
+    this.#inPool++;
+    try {
+      return await pending;
+    } finally {
+      this.#leavePool();
+    }
+  }
+
   /** The error of a call on this file, with what was attempted and where. */
   error(errno: number, op: string, offset: number, length: number): BlockError {
     return this.#error(new SystemError(errno, op), op, offset, length);
@@ -284,9 +294,13 @@ export class DiskFile {
     } catch (error) {
       throw this.#error(toSystemError(error), op, offset, length);
     } finally {
-      this.#inPool--;
-      if (this.#inPool === 0) this.#closing?.();
+      this.#leavePool();
     }
+  }
+
+  #leavePool(): void {
+    this.#inPool--;
+    if (this.#inPool === 0) this.#closing?.();
   }
 
   #error(cause: unknown, op: string, offset: number, length: number): BlockError {

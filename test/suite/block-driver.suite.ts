@@ -3,6 +3,7 @@
  * What every node does, whatever its driver: run on each driver alone and stacked, on a node or on
  * whatever else has its requests. Content is compared with a model in memory.
  */
+import { readSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { MaybePromise } from '../../src/base/maybe-promise.js';
 import {
@@ -13,11 +14,13 @@ import {
   STATUS_ZERO,
   type TruncateOptions,
 } from '../../src/block/block-driver.js';
+import type { RangeUse } from '../../src/block/file-range.js';
 
 /** The requests of a node, a child edge or a backend. */
 export interface NodeLike {
   readonly size: number;
   read(offset: number, buffer: Buffer, flags?: RequestFlags): MaybePromise<void>;
+  readRange?(offset: number, length: number, use: RangeUse): MaybePromise<number>;
   write(offset: number, buffer: Buffer, flags?: RequestFlags): MaybePromise<void>;
   writeZeroes(offset: number, length: number, flags?: RequestFlags): MaybePromise<void>;
   discard(offset: number, length: number): MaybePromise<void>;
@@ -132,6 +135,28 @@ function contentRules(current: () => NodeLike): void {
     }
     expectSame(await readBack(node, 0, SIZE), model);
     expectSame(await readBack(node, 511, 4097), model.subarray(511, 511 + 4097));
+  });
+
+  it('hands out as ranges of a file only what a read would give', async () => {
+    const node = current();
+    const model = Buffer.alloc(SIZE);
+    const random = seeded(77);
+    for (let step = 0; step < 60; step++) {
+      const offset = random(SIZE);
+      const length = Math.min(1 + random(200 * KIB), SIZE - offset);
+      if (step % 3 === 0) {
+        await node.writeZeroes(offset, length, step % 2 === 0 ? REQ_MAY_UNMAP : 0);
+        model.fill(0, offset, offset + length);
+      } else await writeBoth(node, model, offset, pattern(step, length));
+      const at = random(SIZE);
+      const asked = Math.min(1 + random(300 * KIB), SIZE - at);
+      const bytes = await rangeOf(node, at, asked);
+      expectSame(bytes, model.subarray(at, at + bytes.byteLength));
+    }
+    for (let at = 0; at < SIZE; at += 4 * KIB) {
+      const bytes = await rangeOf(node, at, SIZE - at);
+      expectSame(bytes, model.subarray(at, at + bytes.byteLength));
+    }
   });
 
   it('takes one request of the whole size', async () => {
@@ -272,6 +297,17 @@ export function expectSame(actual: Buffer, expected: Buffer): void {
     `${actual.byteLength} bytes read, ${expected.byteLength} expected, first difference at ${at}: ` +
       `${actual[at]} instead of ${expected[at]}`,
   );
+}
+
+/** The bytes of the file's range that a node hands out; none where it hands out nothing. */
+export async function rangeOf(node: NodeLike, offset: number, length: number): Promise<Buffer> {
+  const bytes = Buffer.alloc(length);
+  const taken = await node.readRange?.(offset, length, ({ file, ...range }) => {
+    expect(range.length).toBeGreaterThan(0);
+    expect(range.length).toBeLessThanOrEqual(length);
+    return readSync(file.fd, bytes, 0, range.length, range.offset);
+  });
+  return bytes.subarray(0, taken ?? 0);
 }
 
 /** Turns a throw into a rejection: both are ways to fail. */

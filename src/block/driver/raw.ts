@@ -14,11 +14,11 @@ import {
   type Extent,
   type OpenContext,
   type RequestFlags,
-  type SendRequest,
   STATUS_OFFSET_VALID,
   type TruncateOptions,
 } from '../block-driver.js';
 import type { ChildEdge } from '../edge.js';
+import type { RangeUse, SendRequest } from '../file-range.js';
 import { jsonFilename } from '../filter/pass-through.js';
 import type { NodeOptions } from '../node-options.js';
 import { PERM_RESIZE, type Permissions } from '../permissions.js';
@@ -109,6 +109,10 @@ class RawDriver implements BlockDriver {
 
   send(request: SendRequest): number {
     return this.#file.node.send({ ...request, offset: request.offset + this.#window.offset });
+  }
+
+  readRange(offset: number, length: number, use: RangeUse): MaybePromise<number> {
+    return this.#file.readRange(offset + this.#window.offset, length, use);
   }
 
   whenIdle(): MaybePromise<void> {

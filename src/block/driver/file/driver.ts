@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** `file` and `host_device`: a node's bytes are those of a file or block device of the host. */
 import { BlockError } from '../../../base/errors.js';
-import type { MaybePromise } from '../../../base/maybe-promise.js';
+import { isPromise, type MaybePromise } from '../../../base/maybe-promise.js';
 import { deviceSize } from '../../../sys/block-device.js';
 import { isDevice } from '../../../sys/file.js';
 import type { FileExtent } from '../../../sys/holes.js';
@@ -15,13 +15,13 @@ import {
   type OpenContext,
   REQ_FUA,
   type RequestFlags,
-  type SendRequest,
   STATUS_ALLOCATED,
   STATUS_DATA,
   STATUS_OFFSET_VALID,
   STATUS_ZERO,
   type TruncateOptions,
 } from '../../block-driver.js';
+import type { RangeUse, SendRequest } from '../../file-range.js';
 import type { NodeOptions } from '../../node-options.js';
 import { PERM_RESIZE, type PermissionMask, type ShareMask } from '../../permissions.js';
 import { createFile } from './create.js';
@@ -83,6 +83,13 @@ class FileDriver implements BlockDriver {
 
   send(request: SendRequest): number {
     return this.#access.handle.sender.send(request);
+  }
+
+  readRange(offset: number, length: number, use: RangeUse): MaybePromise<number> {
+    const { file } = this.#access.handle;
+    if (file.kind !== 'regular' || file.options.direct) return 0;
+    const pending = use({ file, offset, length });
+    return isPromise(pending) ? file.keepOpen(pending) : pending;
   }
 
   whenIdle(): MaybePromise<void> {

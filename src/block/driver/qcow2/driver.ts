@@ -26,6 +26,7 @@ import {
 import type { Secrets } from '../../crypto/secrets.js';
 import { CRYPTO_SECTOR_SIZE } from '../../crypto/sector-cipher.js';
 import type { ChildEdge } from '../../edge.js';
+import type { RangeUse } from '../../file-range.js';
 import { jsonFilename } from '../../filter/pass-through.js';
 import type { NodeOptions } from '../../node-options.js';
 import { changeBackingFile } from './backing-file.js';
@@ -47,7 +48,7 @@ import { impliedChildren } from './implied-children.js';
 import { type OpenedImage, readHead, readTables } from './open.js';
 import { parseQcow2Options, type Qcow2Options } from './options.js';
 import { prepareWrite } from './prepare-write.js';
-import { readGuest } from './read.js';
+import { readGuest, readGuestRange } from './read.js';
 import { resizeGuest } from './resize.js';
 import { snapshotDisk } from './snapshot-disk.js';
 import { statusOf } from './status.js';
@@ -207,6 +208,10 @@ class Qcow2Driver implements BlockDriver {
   read(offset: number, buffer: Buffer, _flags: RequestFlags): MaybePromise<void> {
     this.#image.checkUsable();
     return readGuest(this.#image, offset, buffer);
+  }
+
+  readRange(offset: number, length: number, use: RangeUse): MaybePromise<number> {
+    return readGuestRange(this.#image, offset, length, use);
   }
 
   write(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {

@@ -20,7 +20,7 @@ import { inspectLuks, type LuksDescription, openLuks } from '../../crypto/luks-v
 import type { Secrets } from '../../crypto/secrets.js';
 import { SectorCipher } from '../../crypto/sector-cipher.js';
 import { GuestCipher } from './guest-cipher.js';
-import { type BackingIo, readPadded } from './image-io.js';
+import { type ReadableIo, readPadded } from './image-io.js';
 import type { ImageHead } from './open.js';
 
 export type EncryptionFormat = 'aes' | 'luks';
@@ -53,7 +53,7 @@ export interface UnlockOptions {
  * @throws BlockError in QEMU's words, for options that do not fit the image and secrets that do not fit it
  */
 export async function unlock(
-  file: BackingIo,
+  file: ReadableIo,
   head: ImageHead,
   options: UnlockOptions,
 ): Promise<ImageEncryption | undefined> {
@@ -117,7 +117,7 @@ export function legacyEncryption(passphrase: Buffer): ImageEncryption {
 
 /** Where the LUKS header is: what reads it, and how long it is. */
 function headerPlace(
-  file: BackingIo,
+  file: ReadableIo,
   { content, geometry }: ImageHead,
 ): { read(offset: number, buffer: Buffer): void | Promise<void>; readonly size: number } {
   const data = content.extensions.find(({ type }) => type === QCOW2_EXT_CRYPTO)?.data;

@@ -187,7 +187,7 @@ export class Qcow2Image {
   }
 
   /** Keeps host clusters from being reused while `pending` may still read or write them. */
-  track(pending: Promise<void>): Promise<void> {
+  track<T>(pending: Promise<T>): Promise<T> {
     this.hostIo.add(pending);
     const done = (): void => {
       this.hostIo.delete(pending);

@@ -38,7 +38,7 @@ import { NODE_SIZE_MAX } from '../../../base/limits.js';
 import { checkCryptoExtension, type ImageEncryption } from './encryption.js';
 import { type Geometry, geometryOf } from './geometry.js';
 import type { HeaderContent } from './header-state.js';
-import { type BackingIo, readPadded } from './image-io.js';
+import { type ReadableIo, readPadded } from './image-io.js';
 import { EntryTable, L1Table } from './l1-table.js';
 
 /** Virtual sizes are counted in these, bytes. */
@@ -64,7 +64,7 @@ export interface OpenedImage extends ImageHead {
  * Reads and checks header, extensions and the backing file's name.
  * @throws BlockError in QEMU's words, DF_NOT_SUPPORTED for what we have not learned
  */
-export async function readHead(file: BackingIo): Promise<ImageHead> {
+export async function readHead(file: ReadableIo): Promise<ImageHead> {
   const first = Buffer.alloc(QCOW2_HEADER_LENGTH);
   await readPadded(file, 0, first);
   const header = decodeQcow2Header(first);
@@ -97,7 +97,7 @@ export async function readHead(file: BackingIo): Promise<ImageHead> {
  * @throws BlockError as `readHead`
  */
 export async function readTables(
-  file: BackingIo,
+  file: ReadableIo,
   head: ImageHead,
   encryption: ImageEncryption | undefined,
 ): Promise<OpenedImage> {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** Reads. What the cache and the files below have at hand completes at once. */
 import { type CompressedRange, compressedRange } from '../../../../protocol/qcow2/entries.js';
-import type { MaybePromise } from '../../../base/maybe-promise.js';
+import { isPromise, type MaybePromise } from '../../../base/maybe-promise.js';
+import type { RangeUse } from '../../file-range.js';
 import { RUN_COMPRESSED, RUN_DATA, RUN_UNALLOCATED, RUN_ZERO, Run } from './cluster-map.js';
 import { readData } from './guest-cipher.js';
 import type { Qcow2Image } from './image.js';
@@ -17,6 +18,38 @@ export function readGuest(image: Qcow2Image, offset: number, buffer: Buffer): Ma
     return readRun(image, offset, buffer, found);
   }
   return readRuns(image, offset, buffer);
+}
+
+/**
+ * Has `use` take a first run of data from the file that it lies in, here or below. Only what the cache has
+ * at hand is looked at. @see BlockDriver.readRange
+ */
+export function readGuestRange(
+  image: Qcow2Image,
+  offset: number,
+  length: number,
+  use: RangeUse,
+): MaybePromise<number> {
+  if (image.encryption !== undefined || !isFound(image, offset, length)) return 0;
+  const { kind, hostOffset } = found;
+  if (kind !== RUN_DATA && kind !== RUN_UNALLOCATED) return 0;
+  const io = kind === RUN_DATA ? image.data : image.backing;
+  if (io === undefined) return 0;
+  const from = kind === RUN_DATA ? hostOffset : offset;
+  const inside = Math.min(found.length, io.size - from);
+  if (inside <= 0) return 0;
+  const pending = io.readRange(from, inside, use);
+  return isPromise(pending) && kind === RUN_DATA ? image.track(pending) : pending;
+}
+
+/** Looks for the run at `offset`. What is wrong with the image is told by who reads it then. */
+function isFound(image: Qcow2Image, offset: number, length: number): boolean {
+  try {
+    image.checkUsable();
+    return image.map.lookup(offset, length, found);
+  } catch {
+    return false;
+  }
 }
 
 /** Several runs, at the same time where they have to wait. While all is at hand nothing is awaited. */

@@ -6,7 +6,7 @@
 import { ENTRY_LENGTH } from '../../../../protocol/qcow2/entries.js';
 import { alignDown, alignUp } from '../../../base/byte-range.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
-import { type BackingIo, readPadded } from './image-io.js';
+import { type ReadableIo, readPadded } from './image-io.js';
 
 /** Changed parts of a table are written in multiples of this, bytes: what disks write whole. */
 const SECTOR = 512;
@@ -69,7 +69,7 @@ export interface TableCopy {
 }
 
 export interface TableCacheOptions {
-  readonly file: () => BackingIo;
+  readonly file: () => ReadableIo;
   /** Length of a table, bytes. */
   readonly tableLength: number;
   /** Tables kept; a few more when that many are waited for at a time. */

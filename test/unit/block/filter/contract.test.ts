@@ -36,6 +36,7 @@ async function makeStack(size: number, stack: Stack): Promise<SuiteNode> {
         return backend.size;
       },
       read: (...request) => backend.read(...request),
+      readRange: (...request) => backend.readRange(...request),
       write: (...request) => backend.write(...request),
       writeZeroes: (...request) => backend.writeZeroes(...request),
       discard: (...request) => backend.discard(...request),

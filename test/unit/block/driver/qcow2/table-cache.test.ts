@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
-import type { BackingIo } from '../../../../../src/block/driver/qcow2/image-io.js';
+import type { ReadableIo } from '../../../../../src/block/driver/qcow2/image-io.js';
 import { TableCache } from '../../../../../src/block/driver/qcow2/table-cache.js';
 
 const LENGTH = 512;
 
 /** A file whose table at `offset` is full of the offset divided by the length; reads wait. */
-class SlowFile implements BackingIo {
+class SlowFile implements ReadableIo {
   readonly size = 1000 * LENGTH;
   reads = 0;
 
