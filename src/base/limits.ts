@@ -128,6 +128,11 @@ export const NBD_CLIENT_RECEIVE_LENGTH = 64 * KIB;
 export const NBD_CLIENT_DIRECT_MIN = 16 * KIB;
 /** Write payloads up to this are copied behind their heads, so that many requests are one write, bytes. */
 export const NBD_CLIENT_COPY_MAX = 16 * KIB;
+/**
+ * What is copied of a payload that a file sends by itself, to be told when a full socket has room again,
+ * bytes.
+ */
+export const NBD_CLIENT_PAYLOAD_PIECE = 16 * KIB;
 /** Requests that one client connection has on the wire; more wait their turn. */
 export const NBD_CLIENT_REQUESTS_MAX = 128;
 /** Payload bytes that one client connection has on the wire before further requests wait. */

@@ -37,6 +37,112 @@ const cachedBytes = new Uint8Array(cached.buffer);
 const queued = new Int32Array(1);
 const queuedBytes = new Uint8Array(queued.buffer);
 
+const pageSize = native.getpagesize();
+
+/** A file of the page cache, as far as sending needs it. */
+export interface SendableFile {
+  readonly fd: number;
+  peek(offset: number, buffer: Buffer): number;
+  read(offset: number, buffer: Buffer): MaybePromise<void>;
+}
+
+/**
+ * Whether sending a range would not wait for the disk: its pages are there, and are read already.
+ * @param options `notAllZero`: 'no' unless it is certain that some byte is not zero
+ * @returns 'unknown': nobody can say, of this file or at all
+ */
+export function isAtHand(
+  file: SendableFile,
+  offset: number,
+  length: number,
+  { notAllZero }: { readonly notAllZero: boolean },
+): 'yes' | 'no' | 'unknown' {
+  if (length < PEEK_LENGTH) return 'no';
+  const last = offset + length - PEEK_LENGTH;
+  let known = !notAllZero;
+  const look = (at: number): boolean => {
+    if (file.peek(at, peeked) !== PEEK_LENGTH) return false;
+    known ||= !peeked.equals(ZEROES);
+    return true;
+  };
+  if (!look(offset) || !look(last)) return 'no';
+  const cachedPages = pagesCached(file.fd, offset, length);
+  if (cachedPages === undefined) return 'unknown';
+  const first = Math.floor(offset / pageSize);
+  if (cachedPages < Math.floor((offset + length - 1) / pageSize) - first + 1) return 'no';
+  for (let at = offset + FILE_SEND_PEEK_STEP; at < last; at += FILE_SEND_PEEK_STEP) {
+    if (!look(at)) return 'no';
+  }
+  return known ? 'yes' : 'no';
+}
+
+/** Undefined: Linux before 6.5, or not allowed. */
+function pagesCached(fd: number, offset: number, length: number): number | undefined {
+  range[0] = BigInt(offset);
+  range[1] = BigInt(length);
+  if (native.syscall(SYS_CACHESTAT, fd, rangeBytes, cachedBytes, 0) !== 0) return undefined;
+  return Number(cached[0]);
+}
+
+/** @returns bytes that the socket took; 0: it is full, or the file ends there; -1: it can't be done */
+function sendPages(socket: number, fd: number, offset: number, length: number): number {
+  fileOffset[0] = BigInt(offset);
+  const sent = native.sendfile(socket, fd, fileOffsetBytes, length);
+  if (sent >= 0) return sent;
+  const errno = lastErrno();
+  return errno === EAGAIN || errno === EINTR ? 0 : -1;
+}
+
+/** So long after a look at the page cache it is looked again, milliseconds. */
+const LOOK_VALID_MS = 5;
+
+/**
+ * Part of a file as the payload of a request. Who lends it sees to it that the peer's answer is awaited
+ * before anything relies on what was lent, and that a change until then does no harm.
+ */
+export class FilePayload {
+  readonly #file: SendableFile;
+  readonly #offset: number;
+  #seenMs = performance.now();
+
+  private constructor(
+    file: SendableFile,
+    offset: number,
+    readonly length: number,
+  ) {
+    this.#file = file;
+    this.#offset = offset;
+  }
+
+  /**
+   * @param offset in the file, bytes
+   * @returns undefined unless all of it is in the page cache, and certainly not all of it zero
+   */
+  static of(file: SendableFile, offset: number, length: number): FilePayload | undefined {
+    if (isAtHand(file, offset, length, { notAllZero: true }) !== 'yes') return undefined;
+    return new FilePayload(file, offset, length);
+  }
+
+  /**
+   * @param socket of a non-blocking stream @param from of the payload's first byte
+   * @returns bytes taken; 0: the socket is full; -1: it can't be done without waiting, or at all
+   */
+  send(socket: number, from: number, length: number): number {
+    const offset = this.#offset + from;
+    const nowMs = performance.now();
+    if (nowMs - this.#seenMs > LOOK_VALID_MS) {
+      if (isAtHand(this.#file, offset, length, { notAllZero: false }) !== 'yes') return -1;
+      this.#seenMs = nowMs;
+    }
+    return sendPages(socket, this.#file.fd, offset, length);
+  }
+
+  /** Past the end of the file are zeroes. @throws BlockError as DiskFile.read */
+  read(from: number, target: Buffer): MaybePromise<void> {
+    return this.#file.read(this.#offset + from, target);
+  }
+}
+
 export interface FileReply {
   /** Descriptor of a non-blocking UNIX stream socket of which everything sent before is taken. */
   readonly socket: number;
@@ -52,7 +158,6 @@ export interface FileReply {
 
 export class FileSender {
   readonly #file: DiskFile;
-  readonly #pageSize = native.getpagesize();
   readonly #borrowers = new Set<number>();
   #possible: boolean;
 
@@ -70,7 +175,11 @@ export class FileSender {
   send(request: FileReply): number {
     const { socket, offset, reply, headLength } = request;
     const length = reply.byteLength - headLength;
-    if (!this.#possible || !this.#isAtHand(offset, length, request)) return 0;
+    if (!this.#possible) return 0;
+    const atHand = isAtHand(this.#file, offset, length, request);
+    // Where nobody can say it is not asked again.
+    if (atHand === 'unknown') this.#possible = false;
+    if (atHand !== 'yes') return 0;
     const flags = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE;
     const head = native.send(socket, reply, headLength, flags);
     if (head <= 0) return 0;
@@ -89,44 +198,10 @@ export class FileSender {
   }
 
   #sendData(socket: number, offset: number, length: number): number {
-    fileOffset[0] = BigInt(offset);
-    const sent = native.sendfile(socket, this.#file.fd, fileOffsetBytes, length);
-    if (sent >= 0) return sent;
-    const errno = lastErrno();
+    const sent = sendPages(socket, this.#file.fd, offset, length);
     // A file system that can't do it. A socket that fails tells its owner so by itself.
-    if (errno !== EAGAIN && errno !== EINTR) this.#possible = false;
-    return 0;
-  }
-
-  /** Sending must not wait for the disk: pages must be there, and be read already. */
-  #isAtHand(offset: number, length: number, { notAllZero }: FileReply): boolean {
-    const last = offset + length - PEEK_LENGTH;
-    if (length < PEEK_LENGTH || !this.#peek(offset)) return false;
-    let known = !notAllZero || !peeked.equals(ZEROES);
-    if (!this.#peek(last)) return false;
-    known ||= !peeked.equals(ZEROES);
-    if (!known || !this.#isCached(offset, length)) return false;
-    for (let at = offset + FILE_SEND_PEEK_STEP; at < last; at += FILE_SEND_PEEK_STEP) {
-      if (!this.#peek(at)) return false;
-    }
-    return true;
-  }
-
-  #peek(offset: number): boolean {
-    return this.#file.peek(offset, peeked) === PEEK_LENGTH;
-  }
-
-  #isCached(offset: number, length: number): boolean {
-    range[0] = BigInt(offset);
-    range[1] = BigInt(length);
-    if (native.syscall(SYS_CACHESTAT, this.#file.fd, rangeBytes, cachedBytes, 0) !== 0) {
-      // Linux before 6.5, or not allowed: nobody can say.
-      this.#possible = false;
-      return false;
-    }
-    const first = Math.floor(offset / this.#pageSize);
-    const last = Math.floor((offset + length - 1) / this.#pageSize);
-    return Number(cached[0]) >= last - first + 1;
+    if (sent < 0) this.#possible = false;
+    return Math.max(sent, 0);
   }
 
   /** It was in the page cache a moment ago, so this does not wait, unless it was evicted just now. */

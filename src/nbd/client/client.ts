@@ -30,6 +30,7 @@ import { capabilitiesOf, type NbdCapabilities } from './capabilities.js';
 import { openOptionPhase } from './connection.js';
 import { listExports, listMetaContexts, type NbdListedExport } from './list.js';
 import type { NbdBlockSizes } from './negotiate.js';
+import { type PayloadSource, slicePayload } from './payload.js';
 import { asBlockError, ConnectionPool, type NbdClientEvent } from './pool.js';
 import { ClientRequest, type NbdExtent, type RequestFields } from './request.js';
 
@@ -61,8 +62,6 @@ export interface NbdClientOptions {
 }
 
 export type NbdListOptions = Pick<NbdClientOptions, 'address' | 'connectTimeoutMs' | 'signal'>;
-
-const NO_BYTES = Buffer.alloc(0);
 
 /**
  * Offsets and lengths are bytes, multiples of `blockSizes.minimum`, within `size`. Any number of
@@ -196,6 +195,21 @@ export class NbdClient {
     return this.#transfer({ command: NBD_CMD_WRITE, flags, offset, length: 0, buffer });
   }
 
+  /**
+   * As `write`, of data that need not pass through memory. The source is used until the promise settles.
+   * @throws BlockError; what reading the source throws, when that fails: the range holds anything then
+   */
+  writeFrom(
+    offset: number,
+    source: PayloadSource,
+    options: { readonly fua?: boolean } = {},
+  ): Promise<void> {
+    const refused = this.#refuseChange(options.fua);
+    if (refused !== undefined) return Promise.reject(refused);
+    const flags = options.fua ? NBD_CMD_FLAG_FUA : 0;
+    return this.#transfer({ command: NBD_CMD_WRITE, flags, offset, length: 0, source });
+  }
+
   /** All writes that completed before, on whatever connection, are on stable storage afterwards. */
   flush(): Promise<void> {
     // A server without FLUSH has no cache to speak of: what completed is all there is to have.
@@ -310,19 +324,22 @@ export class NbdClient {
     });
   }
 
-  /** READ or WRITE of a whole buffer. */
+  /** READ or WRITE of a whole buffer, or source. */
   #transfer(fields: RequestFields): Promise<void> {
-    const { offset, buffer = NO_BYTES } = fields;
-    const length = buffer.byteLength;
+    const { offset, buffer, source } = fields;
+    const length = source?.length ?? buffer?.byteLength ?? 0;
     const refused = this.#refuseRange(offset, length);
     if (refused !== undefined) return Promise.reject(refused);
     if (length === 0) return Promise.resolve();
     if (length <= this.#payloadMax) return this.#run({ ...fields, length });
     const parts: Promise<void>[] = [];
     for (let at = 0; at < length; at += this.#payloadMax) {
-      const part = buffer.subarray(at, Math.min(at + this.#payloadMax, length));
-      const length_ = part.byteLength;
-      parts.push(this.#run({ ...fields, offset: offset + at, length: length_, buffer: part }));
+      const count = Math.min(this.#payloadMax, length - at);
+      const data =
+        source === undefined
+          ? { buffer: buffer?.subarray(at, at + count) }
+          : { source: slicePayload(source, at, count) };
+      parts.push(this.#run({ ...fields, ...data, offset: offset + at, length: count }));
     }
     return allEnded(parts);
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
  * Joins the requests of one turn of the event loop into one write: heads and small payloads are
- * copied into a batch buffer, large payloads go by reference.
+ * copied into a batch buffer, large payloads go by reference. Payloads that a source sends by itself
+ * come between two such writes, and hold up what follows.
  */
 import { NBD_CMD_FLAG_PAYLOAD_LEN, NBD_CMD_WRITE } from '../../../protocol/nbd/constants.js';
 import {
@@ -12,6 +13,7 @@ import {
   NBD_REQUEST,
 } from '../../../protocol/nbd/transmission.js';
 import { NBD_CLIENT_COPY_MAX, NBD_CLIENT_RECEIVE_LENGTH } from '../../base/limits.js';
+import { PayloadSender } from './payload-sender.js';
 import type { ClientRequest } from './request.js';
 import type { Transport } from './transport.js';
 
@@ -24,28 +26,44 @@ interface BatchBuffer {
   readonly view: DataView;
 }
 
+/** Bytes, or a request whose payload its source sends. */
+type Part = Uint8Array | ClientRequest;
+
+interface Batch {
+  readonly number: number;
+  readonly parts: Part[];
+  readonly used: BatchBuffer[];
+  readonly hasSource: boolean;
+}
+
 export class RequestWriter {
   readonly #transport: Transport;
+  readonly #payloads: PayloadSender;
   readonly #extended: boolean;
-  /** Called when a batch is with the kernel. */
+  /** Called when a batch, or a piece of one, is with the kernel. */
   readonly #written: () => void;
   readonly #head = emptyRequestHead();
   readonly #spare: BatchBuffer[] = [];
   #batch: BatchBuffer | undefined;
-  /** What of the batch is in `#pieces` already, and how far it is filled. */
+  /** What of the batch is in `#parts` already, and how far it is filled. */
   #cut = 0;
   #fill = 0;
-  #pieces: Uint8Array[] = [];
+  #parts: Part[] = [];
+  #hasSource = false;
   #used: BatchBuffer[] = [];
   #scheduled = false;
   #number = 1;
   #writtenNumber = 0;
   #stopped = false;
+  /** What has to wait while a batch with sources is being sent. */
+  #waiting: Batch[] = [];
+  #sending = false;
 
   constructor(transport: Transport, options: { extended: boolean; written: () => void }) {
     this.#transport = transport;
     this.#extended = options.extended;
     this.#written = options.written;
+    this.#payloads = new PayloadSender(transport, options.written);
   }
 
   /** True when everything of the request has left our buffers. */
@@ -68,7 +86,11 @@ export class RequestWriter {
       this.#fill += payload.byteLength;
     } else if (payload !== undefined) {
       this.#cutPiece();
-      this.#pieces.push(payload);
+      this.#parts.push(payload);
+    } else if (request.source !== undefined) {
+      this.#cutPiece();
+      this.#parts.push(request);
+      this.#hasSource = true;
     }
     this.#schedule(options);
   }
@@ -76,25 +98,73 @@ export class RequestWriter {
   /** Nothing is sent any more. */
   stop(): void {
     this.#stopped = true;
-    this.#pieces = [];
+    this.#parts = [];
+    this.#waiting = [];
+    this.#payloads.stop();
   }
 
   flush(): void {
     this.#scheduled = false;
     this.#cutPiece();
-    if (this.#stopped || this.#pieces.length === 0) return;
-    const pieces = this.#pieces;
+    if (this.#stopped || this.#parts.length === 0) return;
+    const parts = this.#parts;
     const used = this.#used;
-    const number = this.#number++;
     if (this.#batch !== undefined) used.push(this.#batch);
+    const batch = { number: this.#number++, parts, used, hasSource: this.#hasSource };
     this.#batch = undefined;
-    this.#pieces = [];
+    this.#parts = [];
     this.#used = [];
-    this.#transport.write(pieces, () => {
-      this.#writtenNumber = number;
-      for (const batch of used) if (this.#spare.length < SPARE_MAX) this.#spare.push(batch);
-      this.#written();
-    });
+    this.#hasSource = false;
+    this.#waiting.push(batch);
+    this.#sendWaiting();
+  }
+
+  /** Batches without sources need not wait for each other: the transport keeps their order. */
+  #sendWaiting(): void {
+    while (!this.#sending) {
+      const batch = this.#waiting.shift();
+      if (batch === undefined) return;
+      this.#sending = batch.hasSource;
+      this.#sendFrom(batch, 0);
+    }
+  }
+
+  /** Sends the parts from the one with this index on. */
+  #sendFrom(batch: Batch, from: number): void {
+    if (this.#stopped) return;
+    const { parts } = batch;
+    let at = from;
+    const pieces: Uint8Array[] = [];
+    for (; at < parts.length; at++) {
+      const part = parts[at];
+      if (!(part instanceof Uint8Array)) break;
+      pieces.push(part);
+    }
+    const goOn = (): void => this.#sendPayload(batch, at);
+    if (pieces.length > 0) this.#transport.write(pieces, goOn);
+    else goOn();
+  }
+
+  /** Everything before is with the kernel. */
+  #sendPayload(batch: Batch, at: number): void {
+    if (this.#stopped) return;
+    const request = batch.parts[at];
+    if (request === undefined) {
+      this.#ended(batch);
+      return;
+    }
+    if (request instanceof Uint8Array || request.source === undefined) return;
+    this.#payloads.send(request, request.source, () => this.#sendFrom(batch, at + 1));
+  }
+
+  #ended({ number, used, hasSource }: Batch): void {
+    this.#writtenNumber = number;
+    for (const buffer of used) if (this.#spare.length < SPARE_MAX) this.#spare.push(buffer);
+    if (hasSource) {
+      this.#sending = false;
+      this.#sendWaiting();
+    }
+    this.#written();
   }
 
   #schedule(options: { now: boolean }): void {
@@ -130,7 +200,7 @@ export class RequestWriter {
 
   #cutPiece(): void {
     if (this.#batch === undefined || this.#fill === this.#cut) return;
-    this.#pieces.push(this.#batch.bytes.subarray(this.#cut, this.#fill));
+    this.#parts.push(this.#batch.bytes.subarray(this.#cut, this.#fill));
     this.#cut = this.#fill;
   }
 }

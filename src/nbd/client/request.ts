@@ -17,6 +17,7 @@ import {
 } from '../../../protocol/nbd/constants.js';
 import { BlockError, type ErrorCode } from '../../base/errors.js';
 import { CoveredRanges } from './covered-ranges.js';
+import type { PayloadSource } from './payload.js';
 
 /** One run of equal status in a meta context. */
 export interface NbdExtent {
@@ -35,7 +36,9 @@ export interface RequestFields {
   readonly offset: number;
   readonly length: number;
   /** READ: where the data goes; WRITE: the data. The request's own until it has ended. */
-  readonly buffer?: Buffer;
+  readonly buffer?: Buffer | undefined;
+  /** WRITE: where the data comes from, in place of `buffer`. */
+  readonly source?: PayloadSource | undefined;
 }
 
 export class ClientRequest {
@@ -44,7 +47,8 @@ export class ClientRequest {
   readonly offset: number;
   readonly length: number;
   readonly buffer: Buffer | undefined;
-  readonly #settle: (error: BlockError | undefined) => void;
+  readonly source: PayloadSource | undefined;
+  readonly #settle: (error: Error | undefined) => void;
 
   /** How often it was sent. */
   attempts = 0;
@@ -55,6 +59,11 @@ export class ClientRequest {
   cookieHigh = 0;
   /** Number of the write in which it leaves. */
   batch = 0;
+  /** The source could not be read, so what was sent is wrong: the request fails with it. */
+  sourceError: Error | undefined;
+  /** Reads of the source that are under way, of earlier attempts, too; the request ends after them. */
+  #reads = 0;
+  #atEnd: (() => void) | undefined;
   /** Set when error chunks came; the request fails when the last chunk is there. */
   error: BlockError | undefined;
   errorChunks = 0;
@@ -66,12 +75,13 @@ export class ClientRequest {
   statuses: Map<string, NbdExtent[]> | undefined;
 
   /** @param settle called once: without an error when the server said that all is done */
-  constructor(fields: RequestFields, settle: (error: BlockError | undefined) => void) {
+  constructor(fields: RequestFields, settle: (error: Error | undefined) => void) {
     this.command = fields.command;
     this.flags = fields.flags;
     this.offset = fields.offset;
     this.length = fields.length;
     this.buffer = fields.buffer;
+    this.source = fields.source;
     this.#settle = settle;
   }
 
@@ -84,13 +94,25 @@ export class ClientRequest {
   restart(): void {
     this.attempts++;
     this.error = undefined;
+    this.sourceError = undefined;
     this.errorChunks = 0;
     this.covered = this.command === NBD_CMD_READ ? new CoveredRanges() : undefined;
     this.extents = this.command === NBD_CMD_BLOCK_STATUS ? new Map() : undefined;
   }
 
   end(error?: BlockError): void {
-    this.#settle(error);
+    const settle = (): void => this.#settle(this.sourceError ?? error);
+    if (this.#reads === 0) settle();
+    else this.#atEnd = settle;
+  }
+
+  readBegins(): void {
+    this.#reads++;
+  }
+
+  readEnds(): void {
+    this.#reads--;
+    if (this.#reads === 0) this.#atEnd?.();
   }
 
   /** For error texts: "NBD_CMD_READ of 4096 bytes at 0". */

@@ -20,6 +20,11 @@ export interface TransportSink {
 export interface Transport {
   /** Set right after opening, before the event loop turns; may be replaced between two receives. */
   sink: TransportSink | undefined;
+  /**
+   * The descriptor of a stream socket that takes the bytes as they are; absent where they are wrapped,
+   * or once it is closed. May be written to while nothing of `write` is under way.
+   */
+  readonly fd?: number | undefined;
   /** Sends the pieces in order; they stay untouched until `done`, which a lost connection never calls. */
   write(pieces: readonly Uint8Array[], done: () => void): void;
   /** Sends what was written, then closes. */
@@ -131,7 +136,6 @@ class SocketTransport implements Transport {
     if (socket.destroyed) throw connectError(this.#failure, address);
   }
 
-  /** What the system calls the socket, where Node tells it. */
   get fd(): number | undefined {
     const handle = (this.#socket as unknown as { _handle?: { fd?: unknown } | null })._handle;
     return typeof handle?.fd === 'number' && handle.fd >= 0 ? handle.fd : undefined;
