@@ -9,7 +9,7 @@ import type { BlockBackend } from './backend.js';
 import type { BitmapStore } from './bitmap/bitmap-store.js';
 import type { BitmapHolder } from './bitmap/dirty-bitmap.js';
 import type { ChildEdge } from './edge.js';
-import type { RangeUse, SendRequest } from './file-range.js';
+import type { FileRange, RangeUse, SendRequest } from './file-range.js';
 import type { ImageChecker } from './image-check.js';
 import type { BlockNode } from './node.js';
 import type { NodeOptions } from './node-options.js';
@@ -28,6 +28,10 @@ export const REQ_WRITE_UNCHANGED = 8;
 export const REQ_PREFETCH = 16;
 /** Write only: store whole units compressed. See `compressedUnit` for who can, and what is a unit. */
 export const REQ_WRITE_COMPRESSED = 32;
+/** `writeFrom` only: when the request fails a peer may still write what lies there later: newer content. */
+export const REQ_LEND = 64;
+/** As REQ_LEND, but only if a lost peer fails the request at once, and then nobody uses the target. */
+export const REQ_LEND_ONCE = 128;
 export type RequestFlags = number;
 
 /** What a driver asks of the requests that it gets. All in bytes; powers of two where alignment. */
@@ -152,6 +156,14 @@ export interface BlockDriver {
   readRange?(offset: number, length: number, use: RangeUse): MaybePromise<number>;
   /** Nothing, or a promise for the time when sockets have delivered what `send` gave them. Bounded. */
   whenIdle?(): MaybePromise<void>;
+  /**
+   * Writes a leading part of a range of a file, for drivers that can have it copied by the system. In
+   * range, or past the end as `write`. Never called where somebody looks for zeroes.
+   * @param flags REQ_LEND, REQ_LEND_ONCE, or the bytes are taken before the request ends, however it does
+   * @returns bytes written; 0: none, and `write` has to do it, also where copying failed: it tells why
+   * @throws BlockError what has nothing to do with the data: tables of an image, a peer; or of the source
+   */
+  writeFrom?(offset: number, source: FileRange, flags: RequestFlags): MaybePromise<number>;
   /** Writes all of `buffer`. Absent: the driver is read-only by nature. */
   write?(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void>;
   /**

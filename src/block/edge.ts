@@ -8,7 +8,7 @@ import type {
   RequestFlags,
   TruncateOptions,
 } from './block-driver.js';
-import type { RangeUse } from './file-range.js';
+import type { FileRange, RangeUse } from './file-range.js';
 import type { BlockNode } from './node.js';
 import type { PermissionMask, ShareMask } from './permissions.js';
 
@@ -82,6 +82,10 @@ export class ChildEdge {
 
   write(offset: number, buffer: Buffer, flags: RequestFlags = 0): MaybePromise<void> {
     return this.node.write(offset, buffer, flags);
+  }
+
+  writeFrom(offset: number, source: FileRange, flags: RequestFlags = 0): MaybePromise<number> {
+    return this.node.writeFrom(offset, source, flags);
   }
 
   writeZeroes(offset: number, length: number, flags: RequestFlags = 0): MaybePromise<void> {

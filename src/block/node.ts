@@ -6,7 +6,7 @@
  */
 import { BlockError } from '../base/errors.js';
 import { NODE_SIZE_MAX } from '../base/limits.js';
-import { isPromise, type MaybePromise } from '../base/maybe-promise.js';
+import type { MaybePromise } from '../base/maybe-promise.js';
 import { RangeLock } from '../base/range-lock.js';
 import type { DirtyBitmap } from './bitmap/dirty-bitmap.js';
 import {
@@ -25,10 +25,11 @@ import {
 } from './block-driver.js';
 import { CLOSED_DRIVER } from './closed-driver.js';
 import type { ChildEdge, EdgeParent } from './edge.js';
-import type { RangeUse, SendRequest } from './file-range.js';
+import type { FileRange, RangeUse, SendRequest } from './file-range.js';
 import { InFlight } from './in-flight.js';
 import type { NodeOptions } from './node-options.js';
 import { PERM_RESIZE } from './permissions.js';
+import * as ranges from './range-requests.js';
 import * as shaped from './shaped-requests.js';
 import { type IoOperation, NodeStatistics } from './statistics.js';
 
@@ -176,14 +177,7 @@ export class BlockNode implements EdgeParent {
    * @returns what `use` does; 0: `read` has to do it @throws only what `use` throws
    */
   readRange(offset: number, length: number, use: RangeUse): MaybePromise<number> {
-    if (this.#driver.readRange === undefined || length <= 0 || !this.#fits(offset, length)) {
-      return 0;
-    }
-    const started = this.stats.start();
-    const taken = this.#driver.readRange(offset, length, use);
-    if (isPromise(taken)) return this.#trackRange(taken, started);
-    if (taken > 0) this.stats.done('read', offset, taken, started);
-    return taken;
+    return ranges.readRange(this, offset, length, use);
   }
 
   /** Writes all of `buffer`; REQ_FUA: on stable storage before it completes. */
@@ -207,13 +201,21 @@ export class BlockNode implements EdgeParent {
         }
       } else pending = shaped.write(this, offset, buffer, flags);
     } catch (error) {
-      this.#wrote(offset, length);
+      this.noteWritten(offset, length);
       this.stats.failed('write', length, started);
       throw error;
     }
     if (pending !== undefined) return this.#trackWrite(pending, 'write', offset, length, started);
-    this.#wrote(offset, length);
+    this.noteWritten(offset, length);
     this.stats.done('write', offset, length, started);
+  }
+
+  /**
+   * Writes a leading part of a file's range without its bytes passing through us. @see BlockDriver.writeFrom
+   * @returns bytes written; 0: none, and nothing was changed; who wants more has to read and write
+   */
+  writeFrom(offset: number, source: FileRange, flags: RequestFlags = 0): MaybePromise<number> {
+    return ranges.writeFrom(this, offset, source, flags);
   }
 
   /** Makes the range read as zeroes, by the quickest way that the flags allow. */
@@ -224,7 +226,7 @@ export class BlockNode implements EdgeParent {
     const allowed = this.options.discard === 'unmap' ? flags : flags & ~REQ_MAY_UNMAP;
     const pending = shaped.writeZeroes(this, offset, length, allowed);
     if (pending !== undefined) return this.#trackWrite(pending, 'write', offset, length, started);
-    this.#wrote(offset, length);
+    this.noteWritten(offset, length);
     this.stats.done('write', offset, length, started);
   }
 
@@ -235,7 +237,7 @@ export class BlockNode implements EdgeParent {
     const started = this.stats.start();
     const pending = shaped.discard(this, offset, length);
     if (pending !== undefined) return this.#trackWrite(pending, 'unmap', offset, length, started);
-    this.#wrote(offset, length);
+    this.noteWritten(offset, length);
     this.stats.done('unmap', offset, length, started);
   }
 
@@ -390,17 +392,6 @@ export class BlockNode implements EdgeParent {
     );
   }
 
-  async #trackRange(pending: Promise<number>, started: number): Promise<number> {
-    this.inFlight.begin();
-    try {
-      const taken = await pending;
-      if (taken > 0) this.stats.done('read', 0, taken, started);
-      return taken;
-    } finally {
-      this.inFlight.end();
-    }
-  }
-
   #track(
     pending: Promise<void>,
     operation: IoOperation,
@@ -431,13 +422,13 @@ export class BlockNode implements EdgeParent {
     this.inFlight.begin();
     return pending.then(
       () => {
-        this.#wrote(offset, length);
+        this.noteWritten(offset, length);
         this.stats.done(operation, offset, length, started);
         this.inFlight.end();
       },
       (error: unknown) => {
         // A failed write may have changed some of its bytes.
-        this.#wrote(offset, length);
+        this.noteWritten(offset, length);
         this.stats.failed(operation, length, started);
         this.inFlight.end();
         throw error;
@@ -445,7 +436,8 @@ export class BlockNode implements EdgeParent {
     );
   }
 
-  #wrote(offset: number, length: number): void {
+  /** A write has changed these bytes, or may have. For those who carry out requests. */
+  noteWritten(offset: number, length: number): void {
     this.#writeGeneration++;
     if (offset + length > this.#notedSize) this.#noteSize();
     for (const bitmap of this.trackers) bitmap.setDirty(offset, length);

@@ -15,6 +15,7 @@ import { STATUS_ALLOCATED } from '../block/block-driver.js';
 import { chainStatus } from '../block/block-status.js';
 import { drained } from '../block/drain.js';
 import type { ChildEdge, EdgeParent } from '../block/edge.js';
+import type { FileRange } from '../block/file-range.js';
 import { CopyBeforeWriteDriver, type OnCbwError } from '../block/filter/copy-before-write.js';
 import type { SnapshotCopies } from '../block/filter/copy-before-write-copies.js';
 import { SnapshotAccessDriver } from '../block/filter/snapshot-access.js';
@@ -210,7 +211,12 @@ export class BackupJob extends BlockJob {
     const { clusterLength, chunkLengthMax, requestsMax } = this.#options;
     const chunk = chunkLengthMax === 0 ? CHUNK_LENGTH : Math.min(chunkLengthMax, WINDOW_LENGTH);
     const { source, size, bitmap } = copies;
+    const lend = this.lendOnce;
     const target: CopyTarget = {
+      ...(copies.writeFlags === 0 && {
+        writeFrom: (offset: number, range: FileRange) =>
+          copies.target.writeFrom(offset, range, lend),
+      }),
       write: (offset, buffer) => copies.target.write(offset, buffer, copies.writeFlags),
       writeZeroes: (offset, length, flags) => copies.target.writeZeroes(offset, length, flags),
     };
@@ -219,6 +225,7 @@ export class BackupJob extends BlockJob {
       size,
       source: {
         read: (offset, buffer) => source.read(offset, buffer),
+        readRange: (offset, length, use) => source.readRange(offset, length, use),
         blockStatus: (offset, length) => chainStatus(source.node, offset, length),
         // A cluster that is still to be copied does not change before a write has copied it.
         get generation() {

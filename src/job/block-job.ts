@@ -3,6 +3,7 @@
 import { BlockError, errnoName } from '../base/errors.js';
 import type { MaybePromise } from '../base/maybe-promise.js';
 import { RateLimit } from '../base/rate-limit.js';
+import { REQ_LEND_ONCE, type RequestFlags } from '../block/block-driver.js';
 import { Job, type JobObserver, type JobOptions } from './job.js';
 
 /** Pause before a flush that failed is tried again, milliseconds. */
@@ -40,6 +41,15 @@ export abstract class BlockJob extends Job {
     this.onSourceError = options.onSourceError ?? 'report';
     this.onTargetError = options.onTargetError ?? 'report';
     this.rate = new RateLimit(Number(this.speed), () => performance.now());
+  }
+
+  /**
+   * What a job allows whose source does not change while it is copied, but may afterwards: a lost
+   * target must be its end.
+   */
+  protected get lendOnce(): RequestFlags {
+    const triesAgain = this.onTargetError === 'ignore' || this.onTargetError === 'stop';
+    return triesAgain ? 0 : REQ_LEND_ONCE;
   }
 
   /** @param speed bytes a second, 0: no limit. @throws BlockError in the wrong state, or below 0 */

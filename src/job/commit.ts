@@ -91,6 +91,7 @@ export class CommitJob extends BlockJob {
         source: () => top,
         target: () => base,
         generation: () => top.writeGeneration,
+        lend: this.lendOnce,
       }),
       rate: this.rate,
       chunkLength: CHUNK_LENGTH,

@@ -14,8 +14,10 @@ import type { RateLimit } from '../base/rate-limit.js';
 import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
 import { REQ_MAY_UNMAP, STATUS_DATA, STATUS_ZERO } from '../block/block-driver.js';
 import type { ChainExtent } from '../block/block-status.js';
+import type { FileRange, RangeUse } from '../block/file-range.js';
 import { InFlight } from '../block/in-flight.js';
 import { isZero } from '../block/shaped-requests.js';
+import { CopyError, passRange } from './copy-pass.js';
 import { CopyWindow } from './copy-window.js';
 
 /** Longest run that is zeroed at once, bytes; bounds what one request holds up. */
@@ -23,6 +25,8 @@ export const ZERO_RUN_MAX = 1 << 30;
 
 export interface CopySource {
   read(offset: number, buffer: Buffer): MaybePromise<void>;
+  /** @see BlockNode.readRange. Absent: everything is read. */
+  readRange?(offset: number, length: number, use: RangeUse): MaybePromise<number>;
   blockStatus(offset: number, length: number): MaybePromise<ChainExtent>;
   /** Counts changes of the source; equal before and after means that a status still holds. */
   readonly generation: number;
@@ -30,6 +34,8 @@ export interface CopySource {
 
 export interface CopyTarget {
   write(offset: number, buffer: Buffer): MaybePromise<void>;
+  /** @see BlockNode.writeFrom. Never succeeds with nothing but zeroes. Absent: everything is written. */
+  writeFrom?(offset: number, range: FileRange): MaybePromise<number>;
   writeZeroes(offset: number, length: number, flags: number): MaybePromise<void>;
 }
 
@@ -83,16 +89,6 @@ interface Picked extends Operation {
 
 /** Why `run` returned. */
 export type CopyLoopEnd = 'clean' | 'yielded';
-
-/** A failed copy; `operation` says which side. */
-class CopyError extends Error {
-  constructor(
-    readonly operation: 'read' | 'write',
-    cause: unknown,
-  ) {
-    super('copy failed', { cause });
-  }
-}
 
 /**
  * Bytes read and sent in a row before clients of the source have their turn: about 0.3 ms, which a
@@ -398,7 +394,16 @@ export class CopyLoop {
     }
   }
 
+  /** What can't go from the source's file to the target by itself passes through a buffer. */
   async #copy(operation: Operation): Promise<void> {
+    const pending = passRange(this.#options, operation);
+    const passed = isPromise(pending) ? await pending : pending;
+    const { offset, length } = operation;
+    if (passed === length) return;
+    await this.#copyByBuffer({ offset: offset + passed, length: length - passed });
+  }
+
+  async #copyByBuffer(operation: Operation): Promise<void> {
     const { source, target } = this.#options;
     const { offset, length } = operation;
     const whole = this.#buffers.pop() ?? Buffer.allocUnsafeSlow(this.#options.chunkLength);

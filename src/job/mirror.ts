@@ -10,6 +10,7 @@
  */
 import { RateLimit } from '../base/rate-limit.js';
 import { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
+import { REQ_LEND } from '../block/block-driver.js';
 import type { EdgeParent } from '../block/edge.js';
 import type { BlockGraph } from '../block/graph.js';
 import type { BlockNode } from '../block/node.js';
@@ -385,7 +386,8 @@ export class MirrorJob extends BlockJob {
     return new CopyLoop({
       bitmap: this.#bitmap,
       size: node.size,
-      ...copyBetween({ source, target, generation: () => node.writeGeneration }),
+      // A change meanwhile is marked, and its newer content is what the target is to have.
+      ...copyBetween({ source, target, generation: () => node.writeGeneration, lend: REQ_LEND }),
       lock: this.#writes.lock,
       zeroRunMax: () => (this.#writes.toBoth ? ZERO_RUN_GENTLE : ZERO_RUN_MAX),
       rate: this.rate,

@@ -125,16 +125,25 @@ export class FilePayload {
 
   /**
    * @param socket of a non-blocking stream @param from of the payload's first byte
-   * @returns bytes taken; 0: the socket is full; -1: it can't be done without waiting, or at all
+   * @returns bytes taken, the head's included; 0: the socket is full; -1: nothing was done, and it can't
+   * be done without waiting, or at all
    */
-  send(socket: number, from: number, length: number): number {
+  send(socket: number, head: Uint8Array, from: number, length: number): number {
     const offset = this.#offset + from;
     const nowMs = performance.now();
     if (nowMs - this.#seenMs > LOOK_VALID_MS) {
       if (isAtHand(this.#file, offset, length, { notAllZero: false }) !== 'yes') return -1;
       this.#seenMs = nowMs;
     }
-    return sendPages(socket, this.#file.fd, offset, length);
+    const { byteLength: headLength } = head;
+    if (headLength > 0) {
+      const flags = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE;
+      const taken = native.send(socket, head, headLength, flags);
+      // A socket that fails tells its owner so by itself.
+      if (taken < headLength) return Math.max(taken, 0);
+    }
+    const sent = sendPages(socket, this.#file.fd, offset, length);
+    return headLength > 0 ? headLength + Math.max(sent, 0) : sent;
   }
 
   /** Past the end of the file are zeroes. @throws BlockError as DiskFile.read */

@@ -4,13 +4,14 @@
 import { NbdUriError, parseNbdTarget } from '../../../protocol/nbd/uri.js';
 import { errorText } from '../../base/error-text.js';
 import { BlockError } from '../../base/errors.js';
-import { MIB, NBD_UNIX_SEND_BUFFER } from '../../base/limits.js';
+import { MIB, NBD_SEND_FILE_MIN, NBD_UNIX_SEND_BUFFER } from '../../base/limits.js';
 import { subjectLog } from '../../base/log.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import { type NbdAddress, nbdFilename } from '../../nbd/client/address.js';
 import { NbdClient } from '../../nbd/client/client.js';
 import type { NbdClientEvent } from '../../nbd/client/pool.js';
 import type { NbdExtent } from '../../nbd/client/request.js';
+import { FilePayload } from '../../sys/send-file.js';
 import { setSendBuffer } from '../../sys/socket-buffer.js';
 import {
   type BlockDriver,
@@ -21,6 +22,8 @@ import {
   type Extent,
   type OpenContext,
   REQ_FUA,
+  REQ_LEND,
+  REQ_LEND_ONCE,
   REQ_MAY_UNMAP,
   REQ_NO_FALLBACK,
   REQ_PREFETCH,
@@ -30,6 +33,7 @@ import {
   STATUS_OFFSET_VALID,
   STATUS_ZERO,
 } from '../block-driver.js';
+import type { FileRange } from '../file-range.js';
 
 const BASE_ALLOCATION = 'base:allocation';
 const ALLOCATION_DEPTH = 'qemu:allocation-depth';
@@ -76,6 +80,18 @@ export class NbdDriver implements BlockDriver {
 
   write(offset: number, buffer: Buffer, flags: RequestFlags): Promise<void> {
     return this.#client.write(offset, buffer, { fua: (flags & REQ_FUA) !== 0 });
+  }
+
+  /** What the page cache has goes from there into the socket; the server's answer says that it has it. */
+  writeFrom(offset: number, range: FileRange, flags: RequestFlags): MaybePromise<number> {
+    const once = (flags & REQ_LEND) === 0;
+    const { length } = range;
+    if (length < NBD_SEND_FILE_MIN || !this.#client.takesSources) return 0;
+    if (once && ((flags & REQ_LEND_ONCE) === 0 || !this.#client.failsWhenLost)) return 0;
+    const payload = FilePayload.of(range.file, range.offset, length);
+    if (payload === undefined) return 0;
+    const fua = (flags & REQ_FUA) !== 0;
+    return this.#client.writeFrom(offset, payload, { fua, once }).then(() => length);
   }
 
   writeZeroes(offset: number, length: number, flags: RequestFlags): Promise<void> {

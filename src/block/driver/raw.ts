@@ -18,7 +18,7 @@ import {
   type TruncateOptions,
 } from '../block-driver.js';
 import type { ChildEdge } from '../edge.js';
-import type { RangeUse, SendRequest } from '../file-range.js';
+import type { FileRange, RangeUse, SendRequest } from '../file-range.js';
 import { jsonFilename } from '../filter/pass-through.js';
 import type { NodeOptions } from '../node-options.js';
 import { PERM_RESIZE, type Permissions } from '../permissions.js';
@@ -122,6 +122,11 @@ class RawDriver implements BlockDriver {
   write(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void> {
     this.#checkEnd(offset, buffer.byteLength);
     return this.#file.write(offset + this.#window.offset, buffer, flags);
+  }
+
+  writeFrom(offset: number, source: FileRange, flags: RequestFlags): MaybePromise<number> {
+    this.#checkEnd(offset, source.length);
+    return this.#file.writeFrom(offset + this.#window.offset, source, flags);
   }
 
   writeZeroes(offset: number, length: number, flags: RequestFlags): MaybePromise<void> {

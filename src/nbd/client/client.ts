@@ -195,19 +195,33 @@ export class NbdClient {
     return this.#transfer({ command: NBD_CMD_WRITE, flags, offset, length: 0, buffer });
   }
 
+  /** True where `writeFrom` spares anything: bytes go over a socket as they are. */
+  get takesSources(): boolean {
+    return this.#pool.takesSources;
+  }
+
+  /** True when requests fail as soon as a connection is lost, instead of being sent over another one. */
+  get failsWhenLost(): boolean {
+    return this.#pool.failsWhenLost;
+  }
+
   /**
    * As `write`, of data that need not pass through memory. The source is used until the promise settles.
+   * The server has all of it when this succeeds. After a loss of the connection it may still get, and
+   * write, what it was sent: what lies in the source by then, perhaps.
+   * @param options `once`: never sent twice; fails with DF_DISCONNECTED when the connection is lost
    * @throws BlockError; what reading the source throws, when that fails: the range holds anything then
    */
   writeFrom(
     offset: number,
     source: PayloadSource,
-    options: { readonly fua?: boolean } = {},
+    options: { readonly fua?: boolean; readonly once?: boolean } = {},
   ): Promise<void> {
     const refused = this.#refuseChange(options.fua);
     if (refused !== undefined) return Promise.reject(refused);
     const flags = options.fua ? NBD_CMD_FLAG_FUA : 0;
-    return this.#transfer({ command: NBD_CMD_WRITE, flags, offset, length: 0, source });
+    const { once } = options;
+    return this.#transfer({ command: NBD_CMD_WRITE, flags, offset, length: 0, source, once });
   }
 
   /** All writes that completed before, on whatever connection, are on stable storage afterwards. */

@@ -133,6 +133,11 @@ export class NbdConnection implements TransportSink, ReplyHandler {
     return this.#closed;
   }
 
+  /** See `Transport.fd`. */
+  get takesSources(): boolean {
+    return this.#transport.fd !== undefined;
+  }
+
   /** True when one more request may go on the wire. */
   get hasRoom(): boolean {
     return (

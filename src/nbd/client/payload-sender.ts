@@ -10,6 +10,8 @@ import type { PayloadSource } from './payload.js';
 import type { ClientRequest } from './request.js';
 import type { Transport } from './transport.js';
 
+const NO_HEAD = new Uint8Array(0);
+
 export class PayloadSender {
   readonly #transport: Transport;
   /** Called when more of a payload is with the kernel. */
@@ -24,13 +26,18 @@ export class PayloadSender {
   }
 
   /**
-   * Sends the whole payload; all that was written before is with the kernel, and nothing else is
-   * written meanwhile. Where the source can't be read, zeroes follow, since the head has promised data:
+   * Sends a head and the whole payload; all that was written before is with the kernel, and nothing else
+   * is written meanwhile. Where the source can't be read, zeroes follow, since the head has promised data:
    * `request.sourceError` says so.
    * @param done called when all is with the kernel; never after `stop`, or when the connection is lost
    */
-  send(request: ClientRequest, source: PayloadSource, done: () => void): void {
-    this.#sendFrom({ request, source, done, direct: true }, 0);
+  send(payload: Payload, head: Uint8Array, done: () => void): void {
+    const work = { ...payload, done, direct: true };
+    const taken = this.#sendDirectly(work, head, 0);
+    const rest = head.subarray(Math.min(taken, head.byteLength));
+    const sent = Math.max(taken - head.byteLength, 0);
+    if (rest.byteLength === 0) this.#goOn(work, sent);
+    else this.#write(rest, () => this.#sendFrom(work, sent));
   }
 
   /** Nothing is sent any more. */
@@ -39,15 +46,19 @@ export class PayloadSender {
   }
 
   #sendFrom(work: Work, from: number): void {
+    this.#goOn(work, from + this.#sendDirectly(work, NO_HEAD, from));
+  }
+
+  /** The socket takes no more for now, or all has been sent. */
+  #goOn(work: Work, at: number): void {
     const { length } = work.source;
-    const at = from + this.#sendDirectly(work, from);
     if (at === length) {
       work.done();
       return;
     }
     this.#piece ??= Buffer.allocUnsafeSlow(NBD_CLIENT_PAYLOAD_PIECE);
     const piece = this.#piece.subarray(0, Math.min(this.#piece.byteLength, length - at));
-    const send = (): void => this.#sendPiece(work, at, piece);
+    const send = (): void => this.#write(piece, () => this.#sendFrom(work, at + piece.byteLength));
     const pending = this.#read(work, at, piece);
     if (pending === undefined) send();
     else void pending.then(send);
@@ -73,29 +84,32 @@ export class PayloadSender {
     }
   }
 
-  /** @returns how many bytes the socket took */
-  #sendDirectly(work: Work, from: number): number {
+  /** @returns how many bytes the socket took, the head's included */
+  #sendDirectly(work: Work, head: Uint8Array, from: number): number {
     const socket = this.#transport.fd;
     if (socket === undefined || !work.direct || work.request.sourceError !== undefined) return 0;
-    const taken = work.source.send(socket, from, work.source.length - from);
+    const taken = work.source.send(socket, head, from, work.source.length - from);
     if (taken >= 0) return taken;
     work.direct = false;
     return 0;
   }
 
-  #sendPiece(work: Work, at: number, piece: Buffer): void {
+  #write(bytes: Uint8Array, done: () => void): void {
     if (this.#stopped) return;
-    this.#transport.write([piece], () => {
+    this.#transport.write([bytes], () => {
       if (this.#stopped) return;
       this.#progress();
-      this.#sendFrom(work, at + piece.byteLength);
+      done();
     });
   }
 }
 
-interface Work {
+interface Payload {
   readonly request: ClientRequest;
   readonly source: PayloadSource;
+}
+
+interface Work extends Payload {
   readonly done: () => void;
   /** The source may still be able to do it by itself. */
   direct: boolean;

@@ -10,11 +10,13 @@ export interface PayloadSource {
   /** Bytes; more than 0. */
   readonly length: number;
   /**
-   * Puts bytes into a non-blocking stream socket, as many as it takes; never waits, never throws.
+   * Puts a head (of 0 bytes, perhaps), then payload, into a non-blocking stream socket, as much as it
+   * takes; never waits, never throws.
    * @param socket descriptor @param from of the payload's first byte @param length at most, bytes
-   * @returns bytes taken; 0: the socket is full; below 0: it can't be done, and `read` has to do it
+   * @returns bytes taken, the head's included; 0: the socket is full; below 0: nothing was done, and
+   * `read` has to do it
    */
-  send(socket: number, from: number, length: number): number;
+  send(socket: number, head: Uint8Array, from: number, length: number): number;
   /** Reads all of `target`. @throws what the write then fails with */
   read(from: number, target: Buffer): MaybePromise<void>;
 }
@@ -24,7 +26,7 @@ export function slicePayload(source: PayloadSource, from: number, length: number
   if (from === 0 && length === source.length) return source;
   return {
     length,
-    send: (socket, at, count) => source.send(socket, from + at, count),
+    send: (socket, head, at, count) => source.send(socket, head, from + at, count),
     read: (at, target) => source.read(from + at, target),
   };
 }

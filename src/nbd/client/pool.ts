@@ -111,6 +111,17 @@ export class ConnectionPool implements ConnectionEvents {
     return this.#connections.length === 0;
   }
 
+  /** A request under which the connection is lost fails: there is no other, and none is waited for. */
+  get failsWhenLost(): boolean {
+    const { reconnectDelayMs } = this.#options;
+    return this.#connections.length === 1 && this.#growth.wanted === 1 && reconnectDelayMs === 0;
+  }
+
+  /** True where payloads can go from where they lie into the sockets. */
+  get takesSources(): boolean {
+    return this.#connections[0]?.takesSources === true;
+  }
+
   /** Sends a request as soon as possible, or ends it with an error. */
   submit(request: ClientRequest): void {
     if (this.#failure !== undefined) {
@@ -147,7 +158,7 @@ export class ConnectionPool implements ConnectionEvents {
     const at = this.#connections.indexOf(connection);
     if (at < 0 || this.#failure !== undefined) return; // who opened it sees that it is closed
     this.#connections.splice(at, 1);
-    this.#queue.unshift(...orphans.filter((request) => !this.#isPoison(request, error)));
+    this.#queue.unshift(...orphans.filter((request) => !this.#isLost(request, error)));
     if (error.code === 'DF_PROTOCOL') {
       const text = `the NBD server ${this.#options.name} was dropped: ${error.message}`;
       this.#fail(new BlockError('DF_PROTOCOL', text, {}, { cause: error }));
@@ -278,10 +289,15 @@ export class ConnectionPool implements ConnectionEvents {
     );
   }
 
-  /** Ends a request under which so many connections were lost that it may be the reason. */
-  #isPoison(request: ClientRequest, error: BlockError): boolean {
-    if (request.attempts < NBD_CLIENT_ATTEMPTS_MAX) return false;
-    const text = `${request.attempts} connections were lost during ${request.describe()}`;
+  /**
+   * Ends a request that may be sent only once, or under which so many connections were lost that it may
+   * be the reason.
+   */
+  #isLost(request: ClientRequest, error: BlockError): boolean {
+    if (!request.once && request.attempts < NBD_CLIENT_ATTEMPTS_MAX) return false;
+    const count =
+      request.attempts === 1 ? 'the connection was' : `${request.attempts} connections were`;
+    const text = `${count} lost during ${request.describe()}`;
     request.end(new BlockError('DF_DISCONNECTED', text, {}, { cause: error }));
     return true;
   }

@@ -26,6 +26,8 @@ interface BatchBuffer {
   readonly view: DataView;
 }
 
+const NO_HEAD = new Uint8Array(0);
+
 /** Bytes, or a request whose payload its source sends. */
 type Part = Uint8Array | ClientRequest;
 
@@ -58,6 +60,8 @@ export class RequestWriter {
   /** What has to wait while a batch with sources is being sent. */
   #waiting: Batch[] = [];
   #sending = false;
+  /** Writes that are not with the kernel yet. */
+  #unsent = 0;
 
   constructor(transport: Transport, options: { extended: boolean; written: () => void }) {
     this.#transport = transport;
@@ -140,21 +144,29 @@ export class RequestWriter {
       if (!(part instanceof Uint8Array)) break;
       pieces.push(part);
     }
-    const goOn = (): void => this.#sendPayload(batch, at);
-    if (pieces.length > 0) this.#transport.write(pieces, goOn);
-    else goOn();
+    const request = parts[at];
+    const goOn = (head: Uint8Array): void => {
+      if (this.#stopped) return;
+      if (request === undefined) this.#ended(batch);
+      else this.#sendPayload(request, head, () => this.#sendFrom(batch, at + 1));
+    };
+    // What comes right before a payload leaves with it.
+    const last = this.#unsent === 0 && request !== undefined ? pieces.pop() : undefined;
+    if (pieces.length === 0) goOn(last ?? NO_HEAD);
+    else this.#write(pieces, () => goOn(last ?? NO_HEAD));
   }
 
-  /** Everything before is with the kernel. */
-  #sendPayload(batch: Batch, at: number): void {
-    if (this.#stopped) return;
-    const request = batch.parts[at];
-    if (request === undefined) {
-      this.#ended(batch);
-      return;
-    }
+  #sendPayload(request: Part, head: Uint8Array, done: () => void): void {
     if (request instanceof Uint8Array || request.source === undefined) return;
-    this.#payloads.send(request, request.source, () => this.#sendFrom(batch, at + 1));
+    this.#payloads.send({ request, source: request.source }, head, done);
+  }
+
+  #write(pieces: readonly Uint8Array[], done: () => void): void {
+    this.#unsent++;
+    this.#transport.write(pieces, () => {
+      this.#unsent--;
+      done();
+    });
   }
 
   #ended({ number, used, hasSource }: Batch): void {

@@ -39,6 +39,8 @@ export interface RequestFields {
   readonly buffer?: Buffer | undefined;
   /** WRITE: where the data comes from, in place of `buffer`. */
   readonly source?: PayloadSource | undefined;
+  /** It is not sent again when a connection is lost under it, but fails. */
+  readonly once?: boolean | undefined;
 }
 
 export class ClientRequest {
@@ -48,6 +50,7 @@ export class ClientRequest {
   readonly length: number;
   readonly buffer: Buffer | undefined;
   readonly source: PayloadSource | undefined;
+  readonly once: boolean;
   readonly #settle: (error: Error | undefined) => void;
 
   /** How often it was sent. */
@@ -82,6 +85,7 @@ export class ClientRequest {
     this.length = fields.length;
     this.buffer = fields.buffer;
     this.source = fields.source;
+    this.once = fields.once === true;
     this.#settle = settle;
   }
 
