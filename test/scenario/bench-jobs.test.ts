@@ -61,16 +61,22 @@ describe('the link', () => {
     return { relay, client };
   }
 
-  it('is a process that changes no byte, counts them, and passes the end on', async () => {
-    const { relay, client } = await relayToEcho(testScope(), { delayMs: 5 });
-    const sent = randomBytes(16 * MIB + 7);
-    const received: Buffer[] = [];
-    client.on('data', (chunk) => received.push(chunk));
-    client.end(sent);
-    await once(client, 'close');
-    expect(Buffer.concat(received).equals(sent)).toBe(true);
-    expect(await relay.bytes()).toEqual({ toServer: sent.length, toClient: sent.length });
-  });
+  it.each([
+    ['any', undefined],
+    ['a low', 64 * MIB], // more comes than it holds, so it has to stop reading for a while
+  ])(
+    'is a process that changes no byte at %s rate, counts them, and passes the end on',
+    async (_, bytesPerSecond) => {
+      const { relay, client } = await relayToEcho(testScope(), { delayMs: 5, bytesPerSecond });
+      const sent = randomBytes(16 * MIB + 7);
+      const received: Buffer[] = [];
+      client.on('data', (chunk) => received.push(chunk));
+      client.end(sent);
+      await once(client, 'close');
+      expect(Buffer.concat(received).equals(sent)).toBe(true);
+      expect(await relay.bytes()).toEqual({ toServer: sent.length, toClient: sent.length });
+    },
+  );
 
   it('holds each byte back for the delay, once each way', async () => {
     const { client } = await relayToEcho(testScope(), { delayMs: 40 });
