@@ -7,6 +7,7 @@ import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
+import { inTurn } from '../../scripts/benchmark/fair-turns.js';
 import { DelayLine, Narrow } from '../../scripts/benchmark/jobs/delay-line.js';
 import { type RelayOptions, startRelay } from '../../scripts/benchmark/jobs/relay.js';
 import { MIB } from '../support/images.js';
@@ -166,6 +167,11 @@ describe('scripts/bench jobs', () => {
     }
     expect(report).not.toContain('failed:');
   }, 90_000);
+
+  it('lets each be first once in so many turns', () => {
+    const turns = [0, 1, 2, 3].map((turn) => inTurn(['a', 'b', 'c'], turn).join(''));
+    expect(turns).toEqual(['abc', 'bca', 'cab', 'abc']);
+  });
 
   it('refuses options of the other benchmark', async () => {
     const { code, stderr } = await tryPeer(process.execPath, [BENCH, 'jobs', '--seconds', '1']);

@@ -2,6 +2,7 @@
 /** Jobs on a chain of qcow2 images: what is done, what it cost, and the proof that nothing was lost. */
 import { copyFile, mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { readyMemory } from '../fair-turns.js';
 import { makeKind, makeLayers, rawPath } from '../images/make-images.js';
 import { cpuSeconds, peakMemory, run } from '../processes.js';
 import { EXPORT_NAME, type ServerKind, type StorageDaemonKind } from '../servers.js';
@@ -137,6 +138,7 @@ export async function runChainJob(
   let dialogue: Dialogue;
   try {
     dialogue = await prepare(daemon, job, source);
+    await readyMemory(source.size);
     measured = await converse(daemon, dialogue);
   } finally {
     await daemon.stop();

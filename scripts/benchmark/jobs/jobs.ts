@@ -5,6 +5,7 @@ import { release } from 'node:os';
 import { join } from 'node:path';
 import { MIB } from '../cells.js';
 import { checkComplete, entryOf, inTempFolder, publish, say } from '../collect.js';
+import { inTurn } from '../fair-turns.js';
 import { makeImage } from '../measure.js';
 import { STORAGE_DAEMONS, versionOf } from '../servers.js';
 import {
@@ -75,6 +76,8 @@ class Run {
   };
 
   #chain: ChainSource | undefined;
+  /** Cells so far, in this round: their daemons take turns at being first. */
+  #turn = 0;
 
   constructor(
     private readonly options: JobsOptions,
@@ -86,6 +89,7 @@ class Run {
     await this.#makeImages(cells);
     for (let round = 1; round <= this.options.rounds; round += 1) {
       say(`round ${round} of ${this.options.rounds}`);
+      this.#turn = round - 1;
       for (const target of NBDCOPY_TARGETS) await this.#nbdcopy(target);
       for (const cell of cells) await this.#cell(cell, { first: round === 1 });
       await this.#latency();
@@ -103,7 +107,7 @@ class Run {
   async #chainCell(cell: ChainCell, source: ChainSource): Promise<void> {
     const shown: string[] = [];
     const results = entryOf(this.collected.cells, cell.name, () => ({ cell, rounds: new Map() }));
-    for (const kind of STORAGE_DAEMONS) {
+    for (const kind of inTurn(STORAGE_DAEMONS, this.#turn++)) {
       await this.#attempt(`${kind.name}, ${cell.name}`, async () => {
         const measured = await runChainJob(kind, cell.job, source);
         entryOf(results.rounds, kind.name, (): JobMeasurement[] => []).push(measured);
@@ -137,7 +141,7 @@ class Run {
   async #cell(cell: JobCell, { first }: { readonly first: boolean }): Promise<void> {
     const shown: string[] = [];
     const results = entryOf(this.collected.cells, cell.name, () => ({ cell, rounds: new Map() }));
-    for (const kind of JOB_DAEMONS) {
+    for (const kind of inTurn(JOB_DAEMONS, this.#turn++)) {
       await this.#attempt(`${kind.name}, ${cell.name}`, async () => {
         const setup = this.#source(cell);
         const measured = await runJob(kind, cell, setup, { counted: false });
@@ -169,7 +173,7 @@ class Run {
   async #latency(): Promise<void> {
     if (!this.#wanted(LATENCY_CELL)) return;
     const seconds = this.options.quick ? LATENCY_SECONDS_QUICK : LATENCY_SECONDS;
-    for (const kind of JOB_DAEMONS) {
+    for (const kind of inTurn(JOB_DAEMONS, this.#turn++)) {
       await this.#attempt(`${kind.name}, ${LATENCY_CELL}`, async () => {
         const found = await measureLatency(kind, {
           ...this.#source({ source: 'random' }),

@@ -4,6 +4,7 @@ import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { FioWork } from '../cells.js';
 import { runFio } from '../clients.js';
+import { readyMemory } from '../fair-turns.js';
 import { cpuSeconds, peakMemory, run } from '../processes.js';
 import type { ServerKind } from '../servers.js';
 import { type JobCell, LINK_DELAY_MS } from './cells.js';
@@ -137,11 +138,12 @@ export async function addTarget(daemon: JobDaemon, port: number): Promise<void> 
 async function converse(
   { daemon, target, writer, relay }: Running,
   cell: JobCell,
-  { image }: JobSetup,
+  { image, size }: JobSetup,
 ): Promise<JobMeasurement> {
   await addTarget(daemon, relay?.port ?? target.port);
   // This also brings the image into the page cache, for everybody.
   const before = await hashFile(image);
+  await readyMemory(size);
   const sentBefore = await relay?.bytes();
   const cpuBefore = cpuSeconds(daemon.server.pid);
   const milliseconds = await daemon.until(
@@ -187,6 +189,7 @@ export async function timeNbdcopy(targetName: string, setup: JobSetup): Promise<
   });
   try {
     const expected = await hashFile(setup.image);
+    await readyMemory(setup.size);
     const begin = performance.now();
     await run('nbdcopy', [setup.image, target.uri]);
     const seconds = (performance.now() - begin) / 1000;
@@ -235,6 +238,7 @@ export async function measureLatency(
     await read(); // warms up
     const idleUs = await read();
     await addTarget(daemon, target.port);
+    await readyMemory(setup.size);
     let wanted = true;
     const mirroring = (async () => {
       while (wanted) {
