@@ -206,6 +206,8 @@ export const SHUTDOWN_STEP_MS = 10_000;
 export const NBD_CLIENT_ATTEMPTS_MAX = 16;
 /** Time for a goodbye to leave when an NBD client ends a connection, milliseconds. */
 export const NBD_GOODBYE_MS = 1_000;
+/** A server whose answers take so long there and back is far away: a link with delay lies between, ms. */
+export const FAR_ROUND_TRIP_MS = 5;
 /** How long an NBD client measures before it changes its number of connections, milliseconds. */
 export const NBD_GROWTH_WINDOW_MS = 200;
 /** How long it stays with a number that proved best, milliseconds. */

@@ -131,6 +131,8 @@ export interface BlockDriver {
   readonly readOnly?: boolean;
   /** True for an image whose data is encrypted. */
   readonly encrypted?: boolean;
+  /** Time of a request that does nothing, milliseconds, where that is a way over a network. */
+  readonly roundTripMs?: number | undefined;
   /** True where what nobody has written reads as arbitrary bytes, in a new image too. */
   readonly newIsArbitrary?: boolean;
 

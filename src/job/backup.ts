@@ -23,6 +23,7 @@ import type { BlockGraph } from '../block/graph.js';
 import { insertFilter, removeFilterLocked } from '../block/insert-filter.js';
 import type { BlockNode } from '../block/node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ } from '../block/permissions.js';
+import { roundTripMs } from '../block/round-trip.js';
 import { sizeMismatch } from '../block/size-mismatch.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
 import { CopyLoop, type CopyTarget } from './copy-loop.js';
@@ -237,6 +238,7 @@ export class BackupJob extends BlockJob {
       chunkLength: Math.max(chunk - (chunk % clusterLength), clusterLength),
       windowLength: WINDOW_LENGTH,
       windowLengthMax: COPY_WINDOW_MAX,
+      roundTripMs: roundTripMs(this.source) + roundTripMs(this.target),
       requestsMax,
       unmap: true,
       taken: (offset, length) => copies.begin(offset, length),

@@ -51,6 +51,8 @@ export interface CopyLoopOptions {
   readonly windowLength: number;
   /** Bytes in flight at most over a link with delay. Default: `windowLength`. */
   readonly windowLengthMax?: number | undefined;
+  /** How long the way there and back is known to be, milliseconds. Default: it is found out. */
+  readonly roundTripMs?: number | undefined;
   /** Zeroes may become holes in the target. */
   readonly unmap: boolean;
   readonly copied: (length: number) => void;
@@ -119,8 +121,9 @@ export class CopyLoop {
   constructor(options: CopyLoopOptions) {
     this.#options = options;
     this.#lock = options.lock ?? new RangeLock();
-    const { windowLength, windowLengthMax = windowLength } = options;
-    this.#window = new CopyWindow({ initialLength: windowLength, lengthMax: windowLengthMax });
+    const { windowLength, windowLengthMax = windowLength, roundTripMs } = options;
+    const window = { initialLength: windowLength, lengthMax: windowLengthMax, roundTripMs };
+    this.#window = new CopyWindow(window);
   }
 
   /** Bytes that are being copied now. */

@@ -4,8 +4,12 @@
  * delay is filled, and no more, so that nobody else's request waits behind a long queue.
  *
  * What the way holds is its rate times its shortest delay. Twice that is allowed, so that a rate that
- * was held down by the window shows: the window doubles until the rate grows no more.
+ * was held down by the window shows: the window doubles until the rate grows no more. Where the way is
+ * known to be long it begins with what fills a fast link, and is as small as it should be one round
+ * trip after the first copy.
  */
+
+import { FAR_ROUND_TRIP_MS } from '../base/limits.js';
 
 /** Most that a job has in flight unless it is told otherwise, bytes: 1.6 GB/s over 40 ms there and back. */
 export const COPY_WINDOW_MAX = 64 * 1024 * 1024;
@@ -15,15 +19,15 @@ export interface CopyWindowOptions {
   readonly initialLength: number;
   /** Bytes at most. */
   readonly lengthMax: number;
+  /** What is known of the shortest delay before the first copy, milliseconds. */
+  readonly roundTripMs?: number | undefined;
 }
+
+/** Of a fast link, bytes a millisecond: with it the longest window lasts for 40 ms there and back. */
+const FAST_LINK_RATE = COPY_WINDOW_MAX / 40;
 
 /** The rate is measured over so long at least, milliseconds. */
 const MEASURE_MS = 5;
-/**
- * Copies that are faster than this, milliseconds, meet no link with delay: what they need is in the
- * initial window, and what they would gain from more the processor's caches lose.
- */
-const DELAY_MIN_MS = 5;
 
 export class CopyWindow {
   /** Bytes that may be in flight. */
@@ -31,11 +35,17 @@ export class CopyWindow {
   readonly #options: CopyWindowOptions;
   #shortestMs = Number.POSITIVE_INFINITY;
   #bytes = 0;
+  /** `length` is what a fast link takes, and nothing has been measured. */
+  #guessed = false;
   #since: number | undefined;
 
   constructor(options: CopyWindowOptions) {
     this.#options = options;
-    this.length = options.initialLength;
+    const { initialLength, lengthMax, roundTripMs = 0 } = options;
+    this.length = initialLength;
+    if (roundTripMs < FAR_ROUND_TRIP_MS) return;
+    this.length = Math.max(initialLength, Math.min(lengthMax, roundTripMs * FAST_LINK_RATE));
+    this.#guessed = true;
   }
 
   /**
@@ -46,6 +56,11 @@ export class CopyWindow {
    */
   note(length: number, began: number, now: number): void {
     this.#shortestMs = Math.min(this.#shortestMs, now - began);
+    if (this.#guessed && this.#since === undefined) {
+      // From the first to arrive on, others arrive as fast as the link carries them.
+      this.#since = now;
+      return;
+    }
     this.#since ??= began;
     this.#bytes += length;
     const elapsed = now - this.#since;
@@ -53,7 +68,12 @@ export class CopyWindow {
     const held = (this.#bytes / elapsed) * this.#shortestMs;
     this.#bytes = 0;
     this.#since = now;
-    const enough = this.#shortestMs < DELAY_MIN_MS ? this.#options.initialLength : 2 * held;
-    this.length = Math.min(this.#options.lengthMax, Math.max(this.length, enough));
+    // Faster copies meet no link with delay: what they need is in the initial window, and what they
+    // would gain from more the processor's caches lose.
+    const { initialLength, lengthMax } = this.#options;
+    const enough = this.#shortestMs < FAR_ROUND_TRIP_MS ? initialLength : 2 * held;
+    const least = this.#guessed ? initialLength : this.length;
+    this.#guessed = false;
+    this.length = Math.min(lengthMax, Math.max(least, enough));
   }
 }

@@ -14,6 +14,7 @@ import { REQ_LEND } from '../block/block-driver.js';
 import type { EdgeParent } from '../block/edge.js';
 import type { BlockGraph } from '../block/graph.js';
 import type { BlockNode } from '../block/node.js';
+import { roundTripMs } from '../block/round-trip.js';
 import { BlockJob, type ErrorAction } from './block-job.js';
 import { CatchUp, LAST_COPIES_MS, lastCopiesLate } from './catch-up.js';
 import { type CopyRates, watchConvergence } from './convergence.js';
@@ -394,6 +395,11 @@ export class MirrorJob extends BlockJob {
       chunkLength: Math.max(CHUNK_LENGTH, this.#options.granularity),
       windowLength: this.#options.windowLength,
       windowLengthMax: this.#options.windowLengthMax,
+      // Where writes wait for the target they would wait behind what is too much for the link.
+      roundTripMs:
+        this.#writes.mode === 'write-blocking'
+          ? undefined
+          : roundTripMs(node) + roundTripMs(this.target),
       unmap: this.#options.unmap,
       copied: (length) => this.#progress(length),
       failed: (operation, error) => this.ioFailed(operation, error) !== 'report',

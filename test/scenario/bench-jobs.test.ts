@@ -3,13 +3,16 @@
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { readdir, readFile, writeFile } from 'node:fs/promises';
-import { connect, createServer } from 'node:net';
+import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
+import { NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_HAS_FLAGS } from '../../protocol/nbd/constants.js';
 import { inTurn } from '../../scripts/benchmark/fair-turns.js';
 import { DelayLine, Narrow } from '../../scripts/benchmark/jobs/delay-line.js';
-import { type RelayOptions, startRelay } from '../../scripts/benchmark/jobs/relay.js';
+import { type Relay, type RelayOptions, startRelay } from '../../scripts/benchmark/jobs/relay.js';
+import { NbdClient } from '../../src/nbd/client/client.js';
+import { FakeNbdPeer } from '../support/fake-nbd-peer.js';
 import { MIB } from '../support/images.js';
 import { runPeer, tryPeer } from '../support/peers.js';
 import { type Scope, testScope } from '../support/temp.js';
@@ -17,6 +20,22 @@ import { type Scope, testScope } from '../support/temp.js';
 const DIST = new URL('../../dist/scripts/', import.meta.url);
 const BENCH = fileURLToPath(new URL('bench.js', DIST));
 const RELAY = fileURLToPath(new URL('benchmark/jobs/relay-process.js', DIST));
+
+/** A relay to a server of this process. */
+async function relayTo(
+  scope: Scope,
+  options: Omit<RelayOptions, 'serverPort'>,
+  serve: (socket: Socket) => void,
+): Promise<Relay> {
+  const server = createServer(serve);
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  scope.defer(() => new Promise((resolve) => server.close(resolve)));
+  const address = server.address();
+  if (address === null || typeof address === 'string') throw new Error('no port');
+  const relay = await startRelay({ ...options, serverPort: address.port, program: RELAY });
+  scope.defer(() => relay.stop());
+  return relay;
+}
 
 describe('the link', () => {
   it('delays, and carries at one time whatever has entered', () => {
@@ -49,13 +68,7 @@ describe('the link', () => {
 
   /** A server that sends back what it gets, behind a relay. */
   async function relayToEcho(scope: Scope, options: Omit<RelayOptions, 'serverPort'>) {
-    const server = createServer((socket) => socket.pipe(socket));
-    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-    scope.defer(() => new Promise((resolve) => server.close(resolve)));
-    const address = server.address();
-    if (address === null || typeof address === 'string') throw new Error('no port');
-    const relay = await startRelay({ ...options, serverPort: address.port, program: RELAY });
-    scope.defer(() => relay.stop());
+    const relay = await relayTo(scope, options, (socket) => socket.pipe(socket));
     const client = connect({ host: '127.0.0.1', port: relay.port, noDelay: true });
     scope.defer(() => client.destroy());
     await once(client, 'connect');
@@ -85,6 +98,25 @@ describe('the link', () => {
     client.write('x');
     await once(client, 'data');
     expect(performance.now() - begin).toBeGreaterThanOrEqual(80);
+  });
+});
+
+describe('a client behind the link', () => {
+  it('knows how long the way is from its handshake, and opens some connections at once', async () => {
+    const scope = testScope();
+    const flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_CAN_MULTI_CONN;
+    const peer = await FakeNbdPeer.start(scope, { flags });
+    const relay = await relayTo(scope, { delayMs: 5 }, (socket) => {
+      const passed = connect(peer.path);
+      passed.on('error', () => socket.destroy());
+      socket.on('error', () => passed.destroy());
+      socket.pipe(passed).pipe(socket);
+    });
+    const address = { type: 'inet', host: '127.0.0.1', port: relay.port } as const;
+    const client = await NbdClient.connect({ address });
+    scope.defer(() => client.close());
+    expect(client.roundTripMs).toBeGreaterThanOrEqual(10);
+    await vi.waitFor(() => expect(client.connectionCount).toBe(4), 20_000);
   });
 });
 

@@ -72,6 +72,10 @@ export class NbdDriver implements BlockDriver {
     return this.#client.size;
   }
 
+  get roundTripMs(): number | undefined {
+    return this.#client.roundTripMs;
+  }
+
   read(offset: number, buffer: Buffer, flags: RequestFlags): Promise<void> {
     const wantsCache = (flags & REQ_PREFETCH) !== 0 && this.#client.capabilities.cache;
     if (wantsCache) return this.#client.cache(offset, buffer.byteLength);

@@ -168,6 +168,11 @@ export class NbdClient {
     return this.#pool.connectionCount;
   }
 
+  /** Shortest time from an option to its answer in the first handshake, ms; undefined: none was sent. */
+  get roundTripMs(): number | undefined {
+    return this.#pool.session.roundTripMs;
+  }
+
   /** Longest payload of one request on the wire, bytes. */
   get payloadMax(): number {
     return this.#payloadMax;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 /**
  * How many connections pay off: doubles while requests queue up and the throughput grows with it,
- * goes back when it does not. Over loopback that ends at one, over a slow path at many.
+ * goes back when it does not. Over loopback that ends at one, over a slow path at many; so over a way
+ * that is known to be long it begins with some.
  */
-import { NBD_GROWTH_HOLD_MS, NBD_GROWTH_WINDOW_MS } from '../../base/limits.js';
+import { FAR_ROUND_TRIP_MS, NBD_GROWTH_HOLD_MS, NBD_GROWTH_WINDOW_MS } from '../../base/limits.js';
 
+/** Connections to begin with to a server that is far away, where opening one takes many round trips. */
+const FAR_CONNECTIONS = 4;
 /** A trial has to bring this factor, or the connections are not worth keeping. */
 const GAIN_MIN = 1.25;
 
@@ -19,10 +22,12 @@ export class ConnectionGrowth {
   #trial: { readonly before: number; readonly rate: number; warm: boolean } | undefined;
   #holdUntil = Number.NEGATIVE_INFINITY;
 
-  /** @param options `eager`: all of them at once, without measuring */
-  constructor(max: number, options: { eager: boolean }) {
+  /** @param options `eager`: all of them at once, without measuring; `roundTripMs`: where it is known */
+  constructor(max: number, options: { eager: boolean; roundTripMs?: number | undefined }) {
+    const { eager, roundTripMs = 0 } = options;
+    const first = roundTripMs < FAR_ROUND_TRIP_MS ? 1 : FAR_CONNECTIONS;
     this.#max = max;
-    this.wanted = options.eager ? max : 1;
+    this.wanted = eager ? max : Math.min(max, first);
   }
 
   /**

@@ -66,6 +66,8 @@ export interface NbdSession {
   /** Meta contexts that can be asked for, and the ids by which this connection knows them. */
   readonly contexts: ReadonlyMap<string, number>;
   readonly description: string;
+  /** Shortest time from an option to its answer, milliseconds; undefined: none was answered. */
+  readonly roundTripMs?: number | undefined;
 }
 
 export interface NegotiateOptions {
@@ -110,7 +112,7 @@ export async function negotiate(
     ? await negotiateFixed(stream, options, noZeroes)
     : await exportNameSession(stream, options.exportName, noZeroes);
   if (stream.unread > 0) throw protocolError('the server talks without being asked');
-  return session;
+  return { ...session, roundTripMs: stream.roundTripMs };
 }
 
 async function negotiateFixed(

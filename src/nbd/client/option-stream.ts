@@ -35,7 +35,12 @@ export function protocolError(text: string): BlockError {
 
 /** Bytes of an exact count, in the order in which they come. One reader at a time. */
 export class OptionStream implements TransportSink {
+  /** Shortest time from an option to the first bytes of its answer, milliseconds. */
+  roundTripMs: number | undefined;
   readonly #transport: Transport;
+  readonly #now: () => number;
+  /** When the option was sent that has no answer yet. */
+  #askedAt: number | undefined;
   readonly #chunk = Buffer.allocUnsafeSlow(2 * NBD_OPTION_REPLY_MAX);
   #start = 0;
   #end = 0;
@@ -44,8 +49,10 @@ export class OptionStream implements TransportSink {
     | { length: number; resolve: (bytes: Buffer) => void; reject: (e: Error) => void }
     | undefined;
 
-  constructor(transport: Transport) {
+  /** @param now milliseconds */
+  constructor(transport: Transport, now: () => number = () => performance.now()) {
     this.#transport = transport;
+    this.#now = now;
     transport.sink = this;
   }
 
@@ -64,6 +71,11 @@ export class OptionStream implements TransportSink {
   }
 
   received(length: number): void {
+    if (this.#askedAt !== undefined) {
+      const took = this.#now() - this.#askedAt;
+      this.roundTripMs = Math.min(this.roundTripMs ?? took, took);
+      this.#askedAt = undefined;
+    }
     this.#end += length;
     this.#serve();
   }
@@ -97,6 +109,7 @@ export class OptionStream implements TransportSink {
 
   sendOption(option: number, payload: Uint8Array): void {
     const head = NBD_OPTION.toBytes({ magic: NBD_OPTS_MAGIC, option, length: payload.byteLength });
+    this.#askedAt = this.#now();
     this.send(head, payload);
   }
 

@@ -88,7 +88,8 @@ export class ConnectionPool implements ConnectionEvents {
     this.session = first.session;
     const multi = (first.session.transmissionFlags & NBD_FLAG_CAN_MULTI_CONN) !== 0;
     const max = multi && options.canReconnect ? options.connectionsMax : 1;
-    this.#growth = new ConnectionGrowth(max, { eager: options.eager });
+    const { roundTripMs } = first.session;
+    this.#growth = new ConnectionGrowth(max, { eager: options.eager, roundTripMs });
     const { stallTimeoutMs } = options;
     if (stallTimeoutMs > 0) {
       this.#stallTimer = setInterval(() => this.#findStalled(), stallTimeoutMs / 4);

@@ -58,6 +58,36 @@ describe('the window of a copy', () => {
     expect(window.length).toBe(64 * MIB);
   });
 
+  const makeFar = (roundTripMs: number): CopyWindow =>
+    new CopyWindow({ initialLength: 4 * MIB, lengthMax: 64 * MIB, roundTripMs });
+
+  it('begins with what fills a fast link where the way is known to be long', () => {
+    expect(makeFar(4.9).length).toBe(4 * MIB);
+    expect(makeFar(10).length).toBe(16 * MIB);
+    expect(makeFar(40).length).toBe(64 * MIB);
+    expect(makeFar(400).length).toBe(64 * MIB);
+  });
+
+  it('keeps that over a fast link, and gives it up after the first measurement of a narrow one', () => {
+    const fast = makeFar(40);
+    copy(fast, { rate: 2 * MIB, delayMs: 40, ms: 1_000 });
+    expect(fast.length).toBe(64 * MIB);
+    const narrow = makeFar(40);
+    copy(narrow, { rate: MIB / 40, delayMs: 40, ms: 110 });
+    expect(narrow.length).toBe(4 * MIB);
+  });
+
+  it('is small again when the way was not long after all', () => {
+    const window = makeFar(20);
+    copy(window, { rate: 2 * MIB, delayMs: 0.1, ms: 100 });
+    expect(window.length).toBe(4 * MIB);
+  });
+
+  it('is no longer than its bound, however long the way', () => {
+    const bounded = { initialLength: 4 * MIB, lengthMax: 4 * MIB, roundTripMs: 400 };
+    expect(new CopyWindow(bounded).length).toBe(4 * MIB);
+  });
+
   it('is fixed when its bound is where it begins', () => {
     const window = new CopyWindow({ initialLength: 4 * MIB, lengthMax: 4 * MIB });
     copy(window, { rate: 100 * MIB, delayMs: 100, ms: 1_000 });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { BlockBackend } from '../../../src/block/backend.js';
 import type { BlockGraph } from '../../../src/block/graph.js';
 import type { BlockNode } from '../../../src/block/node.js';
@@ -8,7 +8,7 @@ import { JobRegistry } from '../../../src/job/job-registry.js';
 import { MirrorJob } from '../../../src/job/mirror.js';
 import type { MirrorOptions } from '../../../src/job/mirror-options.js';
 import { reached } from '../../support/jobs.js';
-import { memoryGraph } from '../../support/memory-driver.js';
+import { type MemoryDriver, memoryGraph } from '../../support/memory-driver.js';
 
 const SIZE = 1 << 20;
 
@@ -71,6 +71,26 @@ async function makeBench(): Promise<Bench> {
 }
 
 describe('mirror', () => {
+  it.each([
+    ['fills the way to a target that is far away from the start', 'background', 16],
+    ['does not, while writes would wait behind that', 'write-blocking', 4],
+  ] as const)('%s', async (_, copyMode, expected) => {
+    const { graph, target, registry, mirror } = await makeBench();
+    const driver = target.driver as MemoryDriver;
+    let release = (): void => {};
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    Object.assign(driver, { roundTripMs: 40, delay: () => released });
+    const job = await mirror({ windowLength: 1 << 18, windowLengthMax: SIZE, copyMode });
+    await vi.waitFor(() => expect(driver.calls).toHaveLength(expected));
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(driver.calls).toHaveLength(expected);
+    release();
+    await reached(registry, job, 'ready');
+    await graph.closeAll();
+  });
+
   it('copies all, pivots the writer, and leaves nothing on the source', async () => {
     const { graph, source, target, sourceData, targetData, guest, registry, states, mirror } =
       await makeBench();

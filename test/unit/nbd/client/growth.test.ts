@@ -46,6 +46,16 @@ test('an interrupted trial is taken back', () => {
   expect(growth.wanted).toBe(1);
 });
 
+test('begins with some where the server is far away, and tries more from there', () => {
+  const far = (max: number) => new ConnectionGrowth(max, { eager: false, roundTripMs: 5 });
+  expect(far(16).wanted).toBe(4);
+  expect(far(2).wanted).toBe(2);
+  expect(new ConnectionGrowth(16, { eager: false, roundTripMs: 4.9 }).wanted).toBe(1);
+  const growth = far(16);
+  run(growth, 0, { ms: 10_000, waiting: 64, rate: (connections) => connections });
+  expect(growth.wanted).toBe(16);
+});
+
 test('a number that was asked for is there from the start', () => {
   expect(new ConnectionGrowth(8, { eager: true }).wanted).toBe(8);
 });
