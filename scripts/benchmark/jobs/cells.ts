@@ -7,6 +7,9 @@ export const LINK_DELAY_MS = 20;
 /** What the narrow link carries, bytes a second. */
 export const NARROW_LINK = 25 * MIB;
 
+/** Share of the sparse source that holds data. */
+export const DATA_SHARE = 0.1;
+
 /** A client of the source that writes random blocks while the job runs. */
 export interface WriterLoad {
   /** Bytes of one write. */

@@ -11,6 +11,7 @@ import { STORAGE_DAEMONS, versionOf } from '../servers.js';
 import {
   CHAIN_CELLS,
   type ChainCell,
+  DATA_SHARE,
   JOB_CELLS,
   type JobCell,
   LATENCY_CELL,
@@ -45,8 +46,6 @@ export interface JobsOptions {
   readonly parentDir: string | undefined;
 }
 
-/** Share of the sparse source that holds data. */
-const DATA_SHARE = 0.1;
 /** Data of the sparse source comes in pieces of this size, bytes. */
 const DATA_PIECE = MIB;
 const LATENCY_SECONDS = 2;

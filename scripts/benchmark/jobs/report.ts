@@ -209,7 +209,7 @@ export function renderJobsReport(facts: JobsFacts): string {
     ...facts.versions.map((version) => `- ${version}`),
     '',
     'The same QMP dialogue goes to both daemons, each freshly started for it, nothing warmed up or pinned, and they take turns at being first.',
-    'Before each run that counts, those of nbdcopy too, another process touches and frees 1.5 times the memory of the disk: a virtual machine gives',
+    'Before each run that counts, those of nbdcopy too, another process touches and frees 1.5 times the memory of what is copied: a virtual machine gives',
     'free memory back to its host after some seconds, and the first touch afterwards would be most of what is measured. A raw file in the page',
     'cache is the source, and a server of a fresh disk of zeroes on the same machine, reached over TCP, the target. The servers of',
     'diskferryd and qemu-storage-daemon hold theirs in a raw file, and ignore flushes: diskferryd flushes before a backup ends,',

@@ -7,7 +7,7 @@ import { runFio } from '../clients.js';
 import { readyMemory } from '../fair-turns.js';
 import { cpuSeconds, peakMemory, run } from '../processes.js';
 import type { ServerKind } from '../servers.js';
-import { type JobCell, LINK_DELAY_MS } from './cells.js';
+import { DATA_SHARE, type JobCell, LINK_DELAY_MS } from './cells.js';
 import { connectWriter, dirtyShare, type GuestWriter } from './guests.js';
 import {
   BITMAP,
@@ -101,10 +101,17 @@ export async function runJob(
     const load = cell.writer;
     const writer =
       load && (await started.add(connectWriter(daemon.uri, load), (connected) => connected.kill()));
-    return await converse({ daemon, target, writer, relay }, cell, setup);
+    const memory = counted ? 0 : memoryOf(cell, setup);
+    const running = { daemon, target, writer, relay };
+    return await converse(running, cell, { image: setup.image, memory });
   } finally {
     await started.end();
   }
+}
+
+/** What a run touches anew, bytes: the target's memory of an incremental backup is there before. */
+function memoryOf({ source, dirty = 1 }: JobCell, { size }: JobSetup): number {
+  return size * (source === 'sparse' ? DATA_SHARE : dirty);
 }
 
 async function addRelay(
@@ -138,12 +145,12 @@ export async function addTarget(daemon: JobDaemon, port: number): Promise<void> 
 async function converse(
   { daemon, target, writer, relay }: Running,
   cell: JobCell,
-  { image, size }: JobSetup,
+  { image, memory }: Pick<JobSetup, 'image'> & { readonly memory: number },
 ): Promise<JobMeasurement> {
   await addTarget(daemon, relay?.port ?? target.port);
   // This also brings the image into the page cache, for everybody.
   const before = await hashFile(image);
-  await readyMemory(size);
+  await readyMemory(memory);
   const sentBefore = await relay?.bytes();
   const cpuBefore = cpuSeconds(daemon.server.pid);
   const milliseconds = await daemon.until(

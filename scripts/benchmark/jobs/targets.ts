@@ -2,7 +2,7 @@
 /** Where the jobs copy to: servers of a fresh image over TCP, each reached directly or by the relay. */
 import { createHash } from 'node:crypto';
 import { createReadStream, statSync } from 'node:fs';
-import { mkdir, open, rm } from 'node:fs/promises';
+import { mkdir, open, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { run, start } from '../processes.js';
 import {
@@ -106,8 +106,19 @@ async function hashExport(uri: string): Promise<string> {
   return hash.digest('hex');
 }
 
-/** SHA-256 of a file. */
+/** What `hashFile` has found, by path, size and time of the last change. */
+const hashes = new Map<string, string>();
+
+/** SHA-256 of a file; one that has not changed since is not read again. */
 export async function hashFile(path: string): Promise<string> {
+  const { size, mtimeNs } = await stat(path, { bigint: true });
+  const key = `${path} ${size} ${mtimeNs}`;
+  const known = hashes.get(key) ?? (await readHash(path));
+  hashes.set(key, known);
+  return known;
+}
+
+async function readHash(path: string): Promise<string> {
   const hash = createHash('sha256');
   for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) {
     hash.update(chunk as Buffer);
