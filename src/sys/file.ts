@@ -148,9 +148,7 @@ export class DiskFile {
   #readFailedNow(errno: number, offset: number, buffer: Buffer): Promise<void> {
     if (errno === EAGAIN) this.#readGate.close();
     else if (errno === EOPNOTSUPP || errno === ENOSYS) this.#readNow = 'never';
-    else if (errno !== EINTR) {
-      throw this.#error(new SystemError(errno, 'read'), 'read', offset, buffer.byteLength);
-    }
+    // Anything else may hold only for who won't wait, as ENOMEM does: a read that waits has the last word.
     return this.#readInPool(offset, buffer, 0);
   }
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 import { mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
+import { constants } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { FILE_POOL_RUN, FILE_POOL_RUN_FIRST, FILE_READ_NOW_MAX } from '../../../src/base/limits.js';
 import { AdaptiveGate } from '../../../src/sys/adaptive-gate.js';
 import { allocateAligned } from '../../../src/sys/direct-io.js';
 import { DiskFile } from '../../../src/sys/file.js';
 import { FileHoles } from '../../../src/sys/holes.js';
-import { addressOf, inPool, native } from '../../../src/sys/linux.js';
+import { addressOf, inPool, lastErrno, native } from '../../../src/sys/linux.js';
 import { testScope } from '../../support/temp.js';
 
 const CACHED = { writable: true, direct: false };
@@ -53,6 +54,22 @@ describe('DiskFile', () => {
     const buffer = Buffer.alloc(5);
     expect(file.read(100, buffer)).toBeUndefined();
     expect(buffer.toString()).toBe('hello');
+  });
+
+  it('waits for what a read that must not wait could not get', async () => {
+    const file = await openTemp(Buffer.from('0123456789'));
+    // The kernel has no memory at hand for a page, say; some errno is left behind that is none of the known.
+    const preadv2 = vi.spyOn(native, 'preadv2').mockImplementationOnce(() => {
+      native.pread(-1, Buffer.alloc(1), 1, 0);
+      return -1;
+    });
+    onTestFinished(() => preadv2.mockRestore());
+    const buffer = Buffer.alloc(4);
+    const pending = file.read(2, buffer);
+    expect(lastErrno()).toBe(constants.errno.EBADF);
+    expect(pending).toBeInstanceOf(Promise);
+    await pending;
+    expect(buffer.toString()).toBe('2345');
   });
 
   it('reads into exactly its own part of a larger buffer', async () => {
