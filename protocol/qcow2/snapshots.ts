@@ -121,3 +121,18 @@ export function diskSnapshotExtra(diskSize: number): Uint8Array {
   view.setBigUint64(EXTRA_FIELDS.icount, 2n ** 64n - 1n);
   return extra;
 }
+
+/**
+ * The entry with all the extra data that this version of the format knows, and what it has beyond it.
+ * @param diskSize bytes, of a disk whose size the entry does not tell
+ */
+export function completeSnapshot(entry: SnapshotEntry, diskSize: number): SnapshotEntry {
+  const extra = new Uint8Array(Math.max(entry.extra.byteLength, 24));
+  extra.set(entry.extra);
+  const view = new DataView(extra.buffer);
+  const vmState = snapshotExtra(entry, 'vmStateSize') ?? BigInt(entry.vmStateLength);
+  view.setBigUint64(EXTRA_FIELDS.vmStateSize, vmState);
+  view.setBigUint64(EXTRA_FIELDS.diskSize, snapshotExtra(entry, 'diskSize') ?? BigInt(diskSize));
+  view.setBigUint64(EXTRA_FIELDS.icount, snapshotExtra(entry, 'icount') ?? 2n ** 64n - 1n);
+  return { ...entry, extra };
+}

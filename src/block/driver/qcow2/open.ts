@@ -62,9 +62,13 @@ export interface OpenedImage extends ImageHead {
 
 /**
  * Reads and checks header, extensions and the backing file's name.
+ * @param options.snapshots 'unchecked' for who looks himself where the snapshot table is, and how long
  * @throws BlockError in QEMU's words, DF_NOT_SUPPORTED for what we have not learned
  */
-export async function readHead(file: ReadableIo): Promise<ImageHead> {
+export async function readHead(
+  file: ReadableIo,
+  { snapshots = 'checked' }: { readonly snapshots?: 'checked' | 'unchecked' } = {},
+): Promise<ImageHead> {
   const first = Buffer.alloc(QCOW2_HEADER_LENGTH);
   await readPadded(file, 0, first);
   const header = decodeQcow2Header(first);
@@ -74,6 +78,7 @@ export async function readHead(file: ReadableIo): Promise<ImageHead> {
   await readPadded(file, 0, cluster);
   checkFeatures(header, cluster);
   checkFields(header);
+  if (snapshots === 'checked') checkSnapshotTable(header);
   const extensions = readExtensions(header, cluster);
   checkCryptoExtension(header.cryptMethod, extensions);
   const content: HeaderContent = {
@@ -188,7 +193,7 @@ function checkFields(header: Qcow2Header): void {
 }
 
 function checkTables(header: Qcow2Header): void {
-  const { clusterBits, l1Entries, refcountTableClusters, snapshotCount, snapshotsOffset } = header;
+  const { clusterBits, l1Entries, refcountTableClusters } = header;
   if (refcountTableClusters === 0) throw invalid('Image does not contain a reference count table');
   const clusterSize = 2 ** clusterBits;
   checkTable('Reference count table', header.refcountTableOffset, {
@@ -196,15 +201,18 @@ function checkTables(header: Qcow2Header): void {
     length: refcountTableClusters * clusterSize,
     max: QCOW2_REFCOUNT_TABLE_MAX,
   });
-  checkTable('Snapshot table', snapshotsOffset, {
-    clusterSize,
-    length: snapshotCount,
-    max: QCOW2_SNAPSHOTS_MAX,
-  });
   const length = l1Entries * ENTRY_LENGTH;
   checkTable('Active L1 table', header.l1Offset, { clusterSize, length, max: QCOW2_L1_TABLE_MAX });
   const needed = Math.ceil(Number(header.size) / geometryOf(header).bytesPerL2);
   if (l1Entries < needed) throw invalid('L1 table is too small');
+}
+
+function checkSnapshotTable({ clusterBits, snapshotCount, snapshotsOffset }: Qcow2Header): void {
+  checkTable('Snapshot table', snapshotsOffset, {
+    clusterSize: 2 ** clusterBits,
+    length: snapshotCount,
+    max: QCOW2_SNAPSHOTS_MAX,
+  });
 }
 
 function checkTable(

@@ -4,7 +4,6 @@ import {
   QCOW2_INCOMPAT_CORRUPT,
   QCOW2_INCOMPAT_DIRTY,
 } from '../../../../../protocol/qcow2/header.js';
-import { snapshotExtra } from '../../../../../protocol/qcow2/snapshots.js';
 import { BlockError } from '../../../../base/errors.js';
 import type { CheckRequest, CheckResult, ImageChecker } from '../../../image-check.js';
 import { checkCopiedMarks } from './copied-marks.js';
@@ -12,22 +11,25 @@ import { rebuildCounts } from './rebuild.js';
 import { compareCounts, countBlocks } from './refcount-blocks.js';
 import type { ReferenceCounts } from './reference-counts.js';
 import { countReferences } from './references.js';
-import { type CheckSubject, corruption, openSubject } from './subject.js';
+import { rewriteSnapshots } from './rewrite-snapshots.js';
+import { type CheckSubject, openSubject, type SnapshotDamage } from './subject.js';
 
 export const qcow2Checker: ImageChecker = { check };
 
 async function check(request: CheckRequest): Promise<CheckResult> {
-  const subject = await openSubject(request);
-  await checkSubject(subject);
-  checkSnapshotEntries(subject);
+  const { subject, damage } = await openSubject(request);
+  await checkSubject(subject, damage);
+  await mendSnapshots(subject, damage);
   if (subject.fix !== 'none') await clearMarks(subject);
   return subject.tally;
 }
 
 /** Counts, compares and mends. What is mended is durable when it returns. */
-export async function checkSubject(subject: CheckSubject): Promise<void> {
-  const { fix, tally } = subject;
+async function checkSubject(subject: CheckSubject, { overhanging }: SnapshotDamage): Promise<void> {
+  const { fix, tally, header, snapshots } = subject;
   const { counts, sound } = await countAll(subject);
+  // First of all, and only now that all the others have been found: what they have are leaks from here on.
+  if (overhanging > 0) await header.update({ snapshotCount: snapshots.entries.length });
   const before = { ...tally };
   const { rebuild } = await compareCounts(subject, counts, 'none');
   if (sound && !rebuild) {
@@ -75,13 +77,22 @@ async function mendByRebuilding(subject: CheckSubject, counts: ReferenceCounts):
   tally.corruptionsFixed = before.corruptionsFixed + Math.max(0, before.corruptions - corruptions);
 }
 
-/** Version 3 wants 16 bytes of extra data in each entry. */
-function checkSnapshotEntries(subject: CheckSubject): void {
-  if (subject.geometry.version < 3) return;
-  for (const [index, entry] of subject.snapshots.entries.entries()) {
-    if (snapshotExtra(entry, 'diskSize') !== undefined) continue;
-    corruption(subject, `snapshot table entry ${index} is incomplete`);
+/** The table of snapshots is written anew, where that is asked for; the tally has its damage then. */
+async function mendSnapshots(
+  subject: CheckSubject,
+  { overhanging, wrongExtra }: SnapshotDamage,
+): Promise<void> {
+  const { fix, tally, say } = subject;
+  tally.corruptionsFixed += overhanging;
+  if (wrongExtra === 0) return;
+  const isCounted = tally.checkErrors === 0 && tally.corruptions === 0;
+  if (fix === 'all' && isCounted) {
+    await rewriteSnapshots(subject);
+    tally.corruptionsFixed += wrongExtra;
+    return;
   }
+  if (fix === 'all') say('ERROR the snapshot table is as before: clusters are not counted right');
+  tally.corruptions += wrongExtra;
 }
 
 /** An image with nothing wrong may be used again. */

@@ -10,7 +10,7 @@ import { HeaderState } from '../header-state.js';
 import type { ImageIo } from '../image-io.js';
 import type { EntryTable, L1Table } from '../l1-table.js';
 import { readHead, readTables } from '../open.js';
-import { readSnapshotTable } from '../snapshots.js';
+import { readSnapshots } from './read-snapshots.js';
 
 export type Tally = { -readonly [K in keyof CheckResult]: CheckResult[K] };
 
@@ -24,7 +24,8 @@ export interface CheckSubject {
   readonly l1: L1Table;
   /** Of refcount blocks; another one when all counts have been written anew. */
   table: EntryTable;
-  readonly snapshots: SnapshotsInFile;
+  /** Another table when it has been written anew. */
+  snapshots: SnapshotsInFile;
   readonly bitmaps: readonly StoredBitmap[];
   /** Where `bitmaps` stand; undefined: there are none. */
   readonly directory: DirectoryPlace | undefined;
@@ -42,23 +43,37 @@ export interface SnapshotsInFile {
   readonly entries: readonly SnapshotEntry[];
 }
 
+/** What is wrong with the table of snapshots, and is mended when the counts are right. */
+export interface SnapshotDamage {
+  /** Snapshots at the end of the table that are more than there may be: `entries` are without them. */
+  readonly overhanging: number;
+  /** Entries with too much extra data, of which the rest is left out of `entries`, or with too little. */
+  readonly wrongExtra: number;
+}
+
 /** @throws BlockError for an image whose header, table of snapshots or directory of bitmaps can't be */
-export async function openSubject({ file, fix, say }: CheckRequest): Promise<CheckSubject> {
-  const opened = await readTables(file, await readHead(file), undefined);
+export async function openSubject({ file, fix, say }: CheckRequest): Promise<{
+  readonly subject: CheckSubject;
+  readonly damage: SnapshotDamage;
+}> {
+  const head = await readHead(file, { snapshots: 'unchecked' });
+  const opened = await readTables(file, head, undefined);
   const { geometry, size, l1, refcountTable, content } = opened;
   const header = new HeaderState(content, () => file);
   const image = { file, header, geometry };
   const bitmaps = await readDirectory(image);
-  return {
+  const { damage, ...snapshots } = await readSnapshots({ ...image, fix, say });
+  const subject: CheckSubject = {
     ...{ file, header, geometry, size, l1, fix, say, bitmaps },
     hasDataFile: (content.header.incompatible & QCOW2_INCOMPAT_DATA_FILE) !== 0n,
     table: refcountTable,
-    snapshots: await readSnapshotTable(image),
+    snapshots,
     directory: directoryPlace({ header, storedBitmaps: bitmaps }),
     tally: newTally(),
     // The last cluster need not be there as a whole.
     reach: geometry.clusterSize,
   };
+  return { subject, damage };
 }
 
 export function newTally(): Tally {
