@@ -74,6 +74,34 @@ const SECOND: Record<string, Command> = {
   'backup a': copy('backup', 'a', 'u'),
 };
 
+/** Backups that have copied all and wait for `job-finalize`: what they hold they hold still. */
+const BACKUPS: Record<string, Command> = {
+  'backup e': copy('backup', 'e', 't'),
+  'backup c': copy('backup', 'c', 't'),
+  'backup a': copy('backup', 'a', 't'),
+};
+
+/** QEMU mirrors only what nothing else lies above; here the filter is between. */
+const MIRRORS_ALLOWED = ['mirror e', 'mirror c'];
+
+/** To the size that it has: nothing changes, but all that a change needs is asked for. */
+const resize = (node: string): Command => ['block_resize', { 'node-name': node, size: SIZE }];
+const remove = (node: string): Command => ['blockdev-del', { 'node-name': node }];
+
+/** What else is asked for beside them. What is deleted is missing afterwards. */
+const MORE: Record<string, Command> = {
+  'mirror c': copy('mirror', 'c', 'u'),
+  'backup into the same target': copy('backup', 'e', 't'),
+  'mirror into the same target': copy('mirror', 'e', 't'),
+  'resize e': resize('e'),
+  'resize c': resize('c'),
+  'resize the target': resize('t'),
+  'delete c': remove('c'),
+  'delete the target': remove('t'),
+  snapshot: ['blockdev-snapshot', { node: 'e', overlay: 'o' }],
+  'delete e': remove('e'),
+};
+
 const SNAPSHOT: Command = ['blockdev-snapshot', { node: 'e', overlay: 'o' }];
 
 /** QEMU refuses a backup of the node that a job was started on; with our filters it is as sound as any. */
@@ -88,10 +116,12 @@ const ALSO_ALLOWED: Record<string, string> = {
 /** The stream would take out the image that is to note another backing file when the commit ends. */
 const ALSO_REFUSED: Record<string, string> = { 'commit b to a': 'stream d to c' };
 
+const isJob = (command: string): boolean =>
+  !['blockdev-snapshot', 'blockdev-del', 'block_resize'].includes(command);
+
 /** "allowed", or why not. */
 async function ask({ qmp }: Talk, [command, args]: Command, id: string): Promise<string> {
-  const job =
-    command === 'blockdev-snapshot' ? {} : { 'job-id': id, speed: 1, 'auto-finalize': false };
+  const job = isJob(command) ? { 'job-id': id, speed: 1, 'auto-finalize': false } : {};
   const { error } = await qmp.reply(command, { ...args, ...job });
   return error === undefined ? 'allowed' : error.desc;
 }
@@ -111,6 +141,24 @@ async function answers(talk: Talk, first: Command): Promise<Record<string, strin
   }
   told.snapshot = await ask(talk, SNAPSHOT, '');
   await end(talk, 'first');
+  return told;
+}
+
+async function answersBesideBackup(
+  talk: Talk,
+  [command, args]: Command,
+): Promise<Record<string, string>> {
+  const { qmp } = talk;
+  const isPending = qmp.event('JOB_STATUS_CHANGE', ({ status }) => status === 'pending');
+  await qmp.execute(command, { ...args, 'job-id': 'first', 'auto-finalize': false });
+  await isPending;
+  const told: Record<string, string> = {};
+  for (const [name, second] of Object.entries({ ...SECOND, ...MORE })) {
+    told[name] = await ask(talk, second, 'second');
+    if (told[name] === 'allowed' && isJob(second[0])) await end(talk, 'second');
+  }
+  await qmp.execute('job-finalize', { id: 'first' });
+  await qmp.event('JOB_STATUS_CHANGE', ({ status }) => status === 'null');
   return told;
 }
 
@@ -141,6 +189,25 @@ describe('beside another job', () => {
       });
       const reasons = Object.values(told[0] ?? {}).filter((text) => text !== 'allowed');
       for (const reason of reasons) expect(reason).toMatch(/block job|Cannot change '.*' link/);
+    },
+  );
+});
+
+describe('beside a backup', () => {
+  it.each(Object.entries(BACKUPS))(
+    '%s: the same is allowed and refused, but for mirrors below others',
+    { timeout: 120_000 },
+    async (_name, first) => {
+      let isOurs = true;
+      await sayToBoth(makeImages, async (talk) => {
+        const told = await answersBesideBackup(talk, first);
+        const mirrors = MIRRORS_ALLOWED.map((name) => told[name]);
+        if (isOurs) expect(new Set(mirrors)).toEqual(new Set(['allowed']));
+        else expect(mirrors).toContain('Need a root block node');
+        isOurs = false;
+        for (const name of MIRRORS_ALLOWED) delete told[name];
+        return verdicts(told);
+      });
     },
   );
 });
