@@ -3,16 +3,15 @@
  * Whatever part of the writes since the last flush a power loss leaves, qemu-img finds no corruption, and
  * what was flushed is there. QCOW2_LOSSES sets how many images.
  */
-import { readFile, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { runPeer, tryPeer } from '../support/peers.js';
-import { VolatileFile } from '../support/power-loss.js';
 import { createImage, expectEqual, expectSound, KIB, MIB, qemuContent } from '../support/qcow2.js';
 import { ImageModel, Random } from '../support/qcow2-model.js';
 import { testScope } from '../support/temp.js';
-import { localGraph, useNode } from '../unit/block/driver/test-graph.js';
+import { openVolatile } from '../support/volatile-image.js';
 
 const RUNS = Number(process.env.QCOW2_LOSSES ?? 12);
 const FIRST_SEED = Number(process.env.QCOW2_LOSS_SEED ?? 1);
@@ -40,21 +39,8 @@ async function runOne(seed: number): Promise<void> {
     await runPeer('qemu-img', ['snapshot', '-c', 's', path]);
     content.fill(0x77, 0, 1 * MIB);
   }
-  const file = new VolatileFile(await readFile(path), 64 * MIB);
-  const graph = localGraph();
-  graph.drivers.register(file.definition());
-  const slice = random.pick([512, Math.min(clusterSize, 4 * KIB)]);
-  const used = await useNode(
-    {
-      driver: 'qcow2',
-      discard: 'unmap',
-      'l2-cache-entry-size': slice,
-      'l2-cache-size': random.pick([2, 64]) * slice,
-      file: { driver: 'volatile', discard: 'unmap' },
-    },
-    undefined,
-    graph,
-  );
+  const capacity = 64 * MIB;
+  const { file, used } = await openVolatile(path, { random, clusterSize, capacity });
   const { node } = used;
   const model = new ImageModel({ random, content, clusterSize, discards: true, compresses });
   const losses: Loss[] = [];

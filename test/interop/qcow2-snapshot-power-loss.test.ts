@@ -15,11 +15,12 @@ import {
 import type { BlockNode } from '../../src/block/node.js';
 import { applyChanges } from '../../src/block/transaction.js';
 import { runPeer, runPeerJson, tryPeer } from '../support/peers.js';
-import { VolatileFile } from '../support/power-loss.js';
+import type { VolatileFile } from '../support/power-loss.js';
 import { createImage, expectEqual, expectSound, KIB, MIB, qemuContent } from '../support/qcow2.js';
 import { ImageModel, Random } from '../support/qcow2-model.js';
 import { testScope } from '../support/temp.js';
-import { localGraph, type UsedNode, useNode } from '../unit/block/driver/test-graph.js';
+import { openVolatile } from '../support/volatile-image.js';
+import type { UsedNode } from '../unit/block/driver/test-graph.js';
 
 const RUNS = Number(process.env.QCOW2_SNAPSHOT_LOSSES ?? 10);
 const FIRST_SEED = Number(process.env.QCOW2_SNAPSHOT_LOSS_SEED ?? 1);
@@ -160,21 +161,8 @@ async function runOne(seed: number): Promise<void> {
           `refcount_bits=${random.pick([4, 8, 16, 64])}`,
   );
   const content = Buffer.alloc(SIZE);
-  const file = new VolatileFile(await readFile(path), 16 * MIB);
-  const graph = localGraph();
-  graph.drivers.register(file.definition());
-  const slice = random.pick([512, Math.min(clusterSize, 4 * KIB)]);
-  const used = await useNode(
-    {
-      driver: 'qcow2',
-      discard: 'unmap',
-      'l2-cache-entry-size': slice,
-      'l2-cache-size': random.pick([2, 64]) * slice,
-      file: { driver: 'volatile', discard: 'unmap' },
-    },
-    undefined,
-    graph,
-  );
+  const capacity = 16 * MIB;
+  const { file, used } = await openVolatile(path, { random, clusterSize, capacity });
   const model = new ImageModel({ random, content, clusterSize, discards: !version2 });
   const trial = new Trial(random, file, used, model);
   for (let round = 0; round < ROUNDS; round++) await trial.round();
