@@ -6,6 +6,8 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     testTimeout: 30_000,
     hookTimeout: 60_000,
+    // The default, one second, is less than a busy machine may let a process wait.
+    expect: { poll: { timeout: 20_000, interval: 10 } },
     pool: 'forks',
     // Most tests wait for other programs; vitest's own choice is one less than there are cores.
     maxWorkers: Math.max(2, availableParallelism()),

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 /** The nbd driver beside QEMU's, over the same servers. */
-import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { STATUS_DATA, STATUS_ZERO } from '../../src/block/block-driver.js';
@@ -8,7 +7,7 @@ import { nbdDefinition } from '../../src/block/driver/nbd.js';
 import { BlockGraph } from '../../src/block/graph.js';
 import type { BlockNode } from '../../src/block/node.js';
 import { openNode } from '../../src/block/open-node.js';
-import { waitUntil } from '../support/daemon.js';
+import { untilListens } from '../support/listening.js';
 import { runPeer, runPeerJson, spawnTracked } from '../support/peers.js';
 import { type Scope, testScope } from '../support/temp.js';
 
@@ -37,7 +36,7 @@ async function serveImage(scope: Scope): Promise<string> {
     child.kill('SIGKILL');
     await exited;
   });
-  await waitUntil(() => existsSync(path), { what: () => 'qemu-nbd to listen' });
+  await untilListens(child, path);
   return path;
 }
 

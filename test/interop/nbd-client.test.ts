@@ -51,7 +51,7 @@ async function connect(scope: Scope, server: Server, exportName = ''): Promise<N
   const client = await NbdClient.connect({
     address: server.address,
     exportName,
-    openTimeoutSeconds: 5, // the socket's file is there before anybody listens
+    openTimeoutSeconds: 20, // the socket's file is there before anybody listens
   });
   scope.defer(() => client.close());
   return client;
@@ -165,7 +165,7 @@ describe('nbdkit', () => {
     const client = await NbdClient.connect({
       address: server.address,
       connections: 4,
-      openTimeoutSeconds: 5,
+      openTimeoutSeconds: 20,
     });
     scope.defer(() => client.close());
     await expect.poll(() => client.connectionCount).toBe(4);
@@ -197,7 +197,7 @@ describe('nbdkit', () => {
     const client = await NbdClient.connect({
       address: first.address,
       reconnectDelaySeconds: 60,
-      openTimeoutSeconds: 5,
+      openTimeoutSeconds: 20,
     });
     scope.defer(() => client.close());
     const blocks = Array.from({ length: 1024 }, () => randomBytes(4096));
@@ -280,7 +280,7 @@ test('qemu-storage-daemon: data comes back as it was written, over several conne
     address: server.address,
     exportName: 'disk',
     metaContexts: contexts,
-    openTimeoutSeconds: 5,
+    openTimeoutSeconds: 20,
   });
   scope.defer(() => client.close());
   expect(client.contexts).toEqual(contexts);

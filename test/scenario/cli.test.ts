@@ -316,7 +316,7 @@ describe('a migration under way', () => {
     const path = await dyingMonitor(scope);
     const to = 'nbd://host-b/disk';
     const words = ['migrate', '--from', path, '--node', 'disk', '--to', to];
-    const { code, stdout, stderr } = await diskferry(words, { timeoutMs: 20_000 });
+    const { code, stdout, stderr } = await diskferry(words);
     expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
     expect(stderr).toContain("what became of the migration of 'disk' is not known");
   });

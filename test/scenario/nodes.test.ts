@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 /** Nodes of a running daemon: other options, other children, activity, statistics, limits, locks. */
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { NbdClient } from '../../src/nbd.js';
-import { startDaemon, waitUntil } from '../support/daemon.js';
+import { startDaemon } from '../support/daemon.js';
 import { diskferry } from '../support/diskferry.js';
 import { KIB, MIB, makeImage, readRange } from '../support/images.js';
+import { untilListens } from '../support/listening.js';
 import { runPeer, spawnTracked, tryPeer } from '../support/peers.js';
 import { expectEqual, pattern, qemuContent } from '../support/qcow2.js';
 import { QmpClient } from '../support/qmp-client.js';
@@ -312,7 +312,7 @@ describe('image locks', () => {
     const machine = spawnTracked('qemu-system-x86_64', [...args.split(' '), drive]);
     const gone = once(machine, 'close');
     scope.defer(() => machine.kill('SIGKILL'));
-    await waitUntil(() => existsSync(monitor), { what: () => 'the virtual machine' });
+    await untilListens(machine, monitor);
     // It answers when it has its devices.
     (await QmpClient.connect(monitor)).close();
     await add(qmp, { driver: 'file', 'node-name': 'guest', filename });

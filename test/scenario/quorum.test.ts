@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 /** Several copies of one disk behind an export: what a client, the monitor and the images see. */
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
 import { open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { NbdClient } from '../../src/nbd.js';
 import { startDaemon, waitUntil } from '../support/daemon.js';
 import { MIB, makeImage, patternBytes } from '../support/images.js';
+import { untilListens } from '../support/listening.js';
 import { runPeer, spawnTracked, tryPeer } from '../support/peers.js';
 import type { QmpClient } from '../support/qmp-client.js';
 import { type Scope, testScope } from '../support/temp.js';
@@ -200,7 +200,7 @@ describe('x-blockdev-change', () => {
     const { qmp, scope } = served;
     const path = join(await scope.tempDir(), 'copy.sock');
     const server = spawnTracked('nbdkit', ['-f', '-U', path, 'file', served.path('fresh')]);
-    await waitUntil(() => existsSync(path), { what: () => 'nbdkit to listen' });
+    await untilListens(server, path);
     await qmp.execute('blockdev-add', {
       ...{ driver: 'nbd', 'node-name': 'remote', 'reconnect-delay': 3600 },
       server: { type: 'unix', path },

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
 import type { ChildProcess } from 'node:child_process';
-import { existsSync } from 'node:fs';
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { waitUntil } from './daemon.js';
 import { FlowImages } from './flow-images.js';
 import { type Peer, type Player, startPlayer, subjectOf } from './flow-peer.js';
 import {
@@ -15,6 +13,7 @@ import {
   type Side,
 } from './flow-text.js';
 import { MIB, makeImage, readRange } from './images.js';
+import { untilListens } from './listening.js';
 import { runPeer, spawnTracked } from './peers.js';
 import type { Scope } from './temp.js';
 
@@ -321,7 +320,7 @@ export class FlowReplay {
     const child = spawnTracked('qemu-nbd', args, { stdio: 'ignore' });
     this.#servers.set(socket, child);
     this.scope.defer(() => child.kill('SIGKILL'));
-    await waitUntil(() => existsSync(socket), { what: () => `qemu-nbd on ${socket}` });
+    await untilListens(child, socket);
   }
 
   async #kill(socket: string): Promise<void> {

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** A server of one image, of this project or another, which can be killed and started again. */
 import type { ChildProcess } from 'node:child_process';
-import { existsSync } from 'node:fs';
 import { rm, writeFile } from 'node:fs/promises';
-import { connect } from 'node:net';
 import { join } from 'node:path';
-import { daemonCommand, waitUntil } from './daemon.js';
+import { daemonCommand } from './daemon.js';
+import { untilListens } from './listening.js';
 import { spawnTracked } from './peers.js';
 import type { Scope } from './temp.js';
 
@@ -69,8 +68,7 @@ export class TargetServer {
     const child = spawnTracked(program, args, { stdio: 'ignore' });
     this.#process = child;
     this.#ended = new Promise((resolve) => child.once('close', resolve));
-    const listens = () => existsSync(this.socketPath) && answers(this.socketPath);
-    await waitUntil(listens, { what: () => `${program} ${args.join(' ')}` });
+    await untilListens(child, this.socketPath);
   }
 
   #command(): { program: string; args: string[] } {
@@ -99,15 +97,4 @@ export class TargetServer {
     const command = daemonCommand();
     return { program: command.program, args: [...command.args, ...args] };
   }
-}
-
-function answers(path: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(path);
-    socket.once('connect', () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.once('error', () => resolve(false));
-  });
 }

@@ -188,7 +188,7 @@ describe('command line of diskferryd', () => {
 
 /** What qemu-storage-daemon says, without its name. It ends with an error before it starts anything. */
 function qemuSays(args: readonly string[]): string {
-  const { stderr } = spawnSync('qemu-storage-daemon', args, { encoding: 'utf8', timeout: 10_000 });
+  const { stderr } = spawnSync('qemu-storage-daemon', args, { encoding: 'utf8', timeout: 60_000 });
   return stderr.trim().replace(/^qemu-storage-daemon: /, '');
 }
 

@@ -75,7 +75,7 @@ describe('PID file', () => {
     refused.stderr.on('data', (chunk) => {
       said += String(chunk);
     });
-    const [status] = await once(refused, 'exit');
+    const [status] = await once(refused, 'close');
     expect([status, said]).toEqual([1, expect.stringContaining('Cannot lock pid file')]);
     ours.remove();
 

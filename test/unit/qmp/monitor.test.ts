@@ -237,6 +237,7 @@ describe('clients', () => {
     const second = QmpPeer.connect({ path: join(folder, 'n.sock') });
     await second.negotiate();
     first.send('{"execute": "hold"}');
+    while (server.held.length === 0) await sleep(1);
     expect((await second.ask('echo', { text: 'b' })).return).toBe('b');
     server.held[0]?.();
     expect(await first.next()).toEqual({ return: {} });
@@ -280,6 +281,7 @@ describe('out of band', () => {
       peer.send(`{"execute": "echo", "arguments": {"text": "${n}"}}`);
     }
     peer.send('{"exec-oob": "echo", "arguments": {"text": "late"}}');
+    while (server.held.length === 0) await sleep(1);
     await sleep(50);
     expect(server.ran).toEqual([]);
     server.held[0]?.();

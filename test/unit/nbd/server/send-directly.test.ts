@@ -88,7 +88,7 @@ describe('reads that go from the file to the socket', () => {
     const raw = await client(served);
     raw.stopReading();
     raw.send(read(0, MIB));
-    await vi.waitUntil(() => calls.count === 1);
+    await expect.poll(() => calls.count).toBe(1);
     served.used.node.drainBegin();
     let idle = false;
     const pending = Promise.resolve(served.used.node.whenIdle()).then(() => {
@@ -101,7 +101,7 @@ describe('reads that go from the file to the socket', () => {
     expect(first.payload.equals(served.content.subarray(0, MIB))).toBe(true);
     await pending;
     raw.send(read(MIB, MIB));
-    await vi.waitUntil(() => served.server.connections()[0]?.requestsInFlight === 1);
+    await expect.poll(() => served.server.connections()[0]?.requestsInFlight).toBe(1);
     expect(calls.count).toBe(1);
     served.used.node.drainEnd();
     const second = await raw.reply(MIB);
@@ -156,7 +156,7 @@ describe('reads that go from the file to the socket', () => {
         raw.resumeReading();
         if (!cutOff) await expectReplies(raw, served, steps, structured);
         raw.destroy();
-        await vi.waitUntil(() => served.server.connections().length === 0);
+        await expect.poll(() => served.server.connections().length).toBe(0);
       }),
       { numRuns: RUNS },
     );

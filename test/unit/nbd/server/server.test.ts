@@ -10,11 +10,23 @@ import { CMD, encodeOption, encodeRequest, OPT, u32 } from '../../../support/nbd
 import { runPeer, spawnTracked } from '../../../support/peers.js';
 import { RawNbd } from '../../../support/raw-nbd.js';
 import type { Scope } from '../../../support/temp.js';
-import { client, MIB, pattern, serve } from './served.js';
+import { client, MIB, pattern, type Served, serve } from './served.js';
 
 async function until(condition: () => boolean): Promise<void> {
   for (let tries = 0; tries < 1000 && !condition(); tries++) await sleep(10);
   expect(condition()).toBe(true);
+}
+
+/** Lets requests of the backend wait until the function that it returns is called. */
+function closeGate({ backend }: Served): () => void {
+  let open: () => void = () => undefined;
+  backend.gate = new Promise((resolve) => {
+    open = () => {
+      backend.gate = undefined;
+      resolve();
+    };
+  });
+  return open;
 }
 
 describe('listeners', () => {
@@ -186,7 +198,7 @@ describe('connections', () => {
   });
 
   it('that do not finish the option phase in time are dropped', async () => {
-    const served = await serve({}, {}, { handshakeMaxSeconds: 0.05 });
+    const served = await serve({}, {}, { handshakeMaxSeconds: 0.5 });
     const raw = await RawNbd.handshake(served.scope, served.socket);
     expect(await raw.readToEnd()).toHaveLength(0);
   });
@@ -208,11 +220,13 @@ describe('connections', () => {
   });
 
   it('end with their requests, which complete, when the client vanishes', async () => {
-    const served = await serve({ delayMs: 20 });
+    const served = await serve();
+    const open = closeGate(served);
     const raw = await client(served);
     raw.send(encodeRequest({ type: CMD.WRITE, data: pattern(200_000) }));
     await until(() => served.server.connections()[0]?.requestsInFlight === 1);
     raw.destroy();
+    open();
     await until(() => served.server.connections().length === 0);
     expect(served.backend.content.subarray(0, 200_000).equals(pattern(200_000))).toBe(true);
   });
@@ -266,10 +280,7 @@ describe('memory', () => {
 describe('requests that wait', () => {
   it('are limited in number, and those behind them are served later', async () => {
     const served = await serve();
-    let open: () => void = () => undefined;
-    served.backend.gate = new Promise((resolve) => {
-      open = resolve;
-    });
+    const open = closeGate(served);
     const raw = await client(served);
     const requests = Array.from({ length: 1000 }, (_, index) =>
       encodeRequest({ type: CMD.READ, offset: 0, length: 512, cookie: BigInt(index) }),
@@ -278,7 +289,6 @@ describe('requests that wait', () => {
     await until(() => served.server.connections()[0]?.requestsInFlight === 256);
     await sleep(50);
     expect(served.server.connections()[0]?.requestsInFlight).toBe(256);
-    served.backend.gate = undefined;
     open();
     for (let count = 0; count < 1000; count++) await raw.reply(512);
   });
@@ -286,11 +296,13 @@ describe('requests that wait', () => {
 
 describe('stopping', () => {
   it('answers what is in flight, then ends connections and exports', async () => {
-    const served = await serve({ delayMs: 50 });
+    const served = await serve();
+    const open = closeGate(served);
     const raw = await client(served);
     raw.send(encodeRequest({ type: CMD.READ, offset: 0, length: 512 }));
     await until(() => served.server.connections()[0]?.requestsInFlight === 1);
     const stopped = served.server.stop();
+    open();
     expect((await raw.readToEnd()).byteLength).toBe(16 + 512);
     await stopped;
     await served.exported.closed;
