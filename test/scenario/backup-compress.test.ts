@@ -57,7 +57,7 @@ describe('a backup with compress', () => {
       await createImage(copy, SIZE, `compression_type=${type},cluster_size=${clusterSize}`);
       await addTarget(qmp, copy);
       const before = await readFile(served.path);
-      await qmp.execute('blockdev-backup', { ...BACKUP, speed: 2 * MIB });
+      await qmp.execute('blockdev-backup', { ...BACKUP, speed: 65536 });
       for (let nth = 0; nth < 24; nth++) {
         await guest.write(((nth * 7) % 24) * 512 * 1024 + 777, patternBytes(9000, nth));
       }

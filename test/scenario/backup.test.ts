@@ -96,24 +96,32 @@ async function concluded(qmp: QmpClient): Promise<string | undefined> {
   return job?.error;
 }
 
+interface Writer {
+  /** Waits until it has written so many blocks since its start. */
+  hasWritten(blocks: number): Promise<void>;
+  stop(): Promise<void>;
+}
+
 /** Writes blocks all over the disk until it is told to stop, and keeps track of it in `model`. */
-function startWriter(guest: NbdClient, model: Buffer): () => Promise<number> {
+function startWriter(guest: NbdClient, model: Buffer): Writer {
   let stopping = false;
+  let written = 0;
   const writing = (async () => {
-    let i = 0;
-    for (; !stopping; i++) {
-      const offset = ((i * 7919) % (SIZE / 4096)) * 4096;
-      const block = patternBytes(4096, i + 1);
+    for (; !stopping; written++) {
+      const offset = ((written * 7919) % (SIZE / 4096)) * 4096;
+      const block = patternBytes(4096, written + 1);
       await guest.write(offset, block);
       block.copy(model, offset);
     }
     await guest.flush();
-    return i;
   })();
   writing.catch(() => {}); // told where it is waited for
-  return async () => {
-    stopping = true;
-    return writing;
+  return {
+    hasWritten: (blocks) => waitUntil(() => written >= blocks, { what: () => `${blocks} blocks` }),
+    stop() {
+      stopping = true;
+      return writing;
+    },
   };
 }
 
@@ -128,10 +136,12 @@ describe('blockdev-backup', () => {
       const server = await serveTarget(disk, peer, copy);
       const atStart = await readFile(source.path);
       const model = Buffer.from(atStart);
-      await qmp.execute('blockdev-backup', { ...BACKUP, speed: 16 * MIB });
-      const stop = startWriter(guest, model);
+      await qmp.execute('blockdev-backup', { ...BACKUP, speed: MIB });
+      const writer = startWriter(guest, model);
+      await writer.hasWritten(100);
+      await qmp.execute('block-job-set-speed', { device: 'job', speed: 16 * MIB });
       expect(await concluded(qmp)).toBeUndefined();
-      expect(await stop()).toBeGreaterThan(100);
+      await writer.stop();
       expect(story(qmp)).toBe(
         'created running paused running waiting pending BLOCK_JOB_COMPLETED concluded null',
       );
@@ -156,9 +166,9 @@ describe('blockdev-backup', () => {
       else await copyFile(before, image);
       images.push(image);
       const server = await serveTarget(disk, 'qemu-nbd', image);
-      const stop = startWriter(guest, Buffer.alloc(SIZE));
-      await new Promise((resolve) => setTimeout(resolve, 60));
-      await stop();
+      const idle = startWriter(guest, Buffer.alloc(SIZE));
+      await idle.hasWritten(200);
+      await idle.stop();
       generations.push(await readFile(source.path));
       const backup = { ...BACKUP, speed: 64 * MIB };
       if (generation === 0) {
@@ -173,7 +183,7 @@ describe('blockdev-backup', () => {
       }
       const busy = startWriter(guest, Buffer.alloc(SIZE));
       expect(await concluded(qmp)).toBeUndefined();
-      await busy();
+      await busy.stop();
       await qmp.execute('blockdev-del', { 'node-name': 'target' });
       server.kill('SIGTERM');
       await new Promise((resolve) => server.once('close', resolve));
@@ -242,7 +252,7 @@ describe('blockdev-backup', () => {
     });
     await qmp.execute('block-export-add', { type: 'nbd', id: 'snap', 'node-name': 'snap' });
     const uri = `nbd+unix:///snap?socket=${source.socketPath}`;
-    const stop = startWriter(guest, Buffer.alloc(SIZE));
+    const writer = startWriter(guest, Buffer.alloc(SIZE));
     const copy = join(dir, 'copy.img');
     await runPeer('nbdcopy', [uri, copy]);
     const map = await runPeerJson<{ offset: number; length: number; type: number }[]>('nbdinfo', [
@@ -251,7 +261,7 @@ describe('blockdev-backup', () => {
       uri,
     ]);
     expect(map.reduce((sum, { length }) => sum + length, 0)).toBe(SIZE);
-    await stop();
+    await writer.stop();
     expect((await readFile(copy)).equals(atStart)).toBe(true);
     await qmp.execute('block-export-del', { id: 'snap', mode: 'hard' });
     await qmp.event('BLOCK_EXPORT_DELETED');
@@ -327,7 +337,7 @@ describe('copy-before-write', () => {
     });
     const disked = { driver: 'raw', 'node-name': 'disk', discard: 'unmap' };
     const model = await readFile(source.path);
-    const stop = startWriter(guest, model);
+    const writer = startWriter(guest, model);
     await qmp.execute('blockdev-reopen', { options: [{ ...disked, file: 'cbw' }] });
     await qmp.execute('blockdev-add', {
       driver: 'snapshot-access',
@@ -345,7 +355,7 @@ describe('copy-before-write', () => {
     await qmp.execute('blockdev-del', { 'node-name': 'snap' });
     await qmp.execute('blockdev-reopen', { options: [{ ...disked, file: 'file' }] });
     await qmp.execute('blockdev-del', { 'node-name': 'cbw' });
-    await stop();
+    await writer.stop();
     expect((await readFile(source.path)).equals(model)).toBe(true);
   });
 });

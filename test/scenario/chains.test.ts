@@ -409,7 +409,7 @@ describe('chains under jobs and transactions', () => {
     await runPeer('qemu-img', ['create', '-q', '-f', 'raw', join(bench.dir, 't'), `${SIZE}`]);
     await bench.qmp.execute('blockdev-add', { driver: 'file', 'node-name': 't', filename: 't' });
     await bench.qmp.execute('blockdev-backup', {
-      ...{ 'job-id': 'b', device: 'node-D', target: 't', sync: 'full', speed: MIB },
+      ...{ 'job-id': 'b', device: 'node-D', target: 't', sync: 'full', speed: 65536 },
     });
     await bench.write();
     await bench.snapshot('D', 'E');
