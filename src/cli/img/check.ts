@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 /** `diskferry img check`: is an image sound? Mends it, where that is asked for. */
 import { BlockError } from '../../base/errors.js';
-import type { CheckFix, CheckRequest, CheckResult } from '../../block/image-check.js';
+import type { BlockBackend } from '../../block/backend.js';
+import type { DriverDefinition } from '../../block/block-driver.js';
+import type { CheckFix, CheckResult } from '../../block/image-check.js';
 import { COMMON, OUTPUT, PROGRESS, parseImgArguments, wantsJson, wordsFor } from './arguments.js';
+import { withExitStatus } from './exit-status.js';
 import { cacheMode, ImageSession } from './session.js';
 
 /** Exit status besides 0 (sound) and 1 (the check could not be made). */
@@ -33,30 +36,37 @@ export async function check(args: string[]): Promise<number> {
       writable: fix !== 'none',
       cache: cacheMode(values['source-cache'] ?? 'writeback'),
     });
-    const { checker } = session.graph.drivers.get(format);
-    if (checker === undefined) {
-      const error = new BlockError('DF_NOT_SUPPORTED', 'This image format does not support checks');
-      throw Object.assign(error, { exitStatus: NOT_SUPPORTED });
-    }
-    const run = async (request: Pick<CheckRequest, 'fix'>): Promise<CheckResult> => {
-      const say = (text: string): unknown => process.stderr.write(`${text}\n`);
-      try {
-        return await checker.check({ ...request, file: file.root, say });
-      } catch (error) {
-        throw new BlockError('DF_CORRUPT_IMAGE', 'Check failed', {}, { cause: error });
-      }
-    };
-    let result = await run({ fix });
+    const run = checkerOf(session.graph.drivers.get(format), file);
+    let result = await run(fix);
     if (result.corruptionsFixed > 0 || result.leaksFixed > 0) {
       const { corruptionsFixed, leaksFixed } = result;
       if (!json) show(fixedText(result));
-      result = { ...(await run({ fix: 'none' })), corruptionsFixed, leaksFixed };
+      result = { ...(await run('none')), corruptionsFixed, leaksFixed };
     }
     show(json ? jsonText(result, { name, format }) : humanText(result));
     if (result.checkErrors > 0) throw new BlockError('DF_CORRUPT_IMAGE', 'Check failed');
     if (result.corruptions > 0) return CORRUPT;
     return result.leaks > 0 ? LEAKS : 0;
   });
+}
+
+/** The check that a format offers, of one file. @throws Error when it offers none */
+function checkerOf(
+  { checker }: DriverDefinition,
+  file: BlockBackend,
+): (fix: CheckFix) => Promise<CheckResult> {
+  if (checker === undefined) {
+    const error = new BlockError('DF_NOT_SUPPORTED', 'This image format does not support checks');
+    throw withExitStatus(error, NOT_SUPPORTED);
+  }
+  const say = (text: string): unknown => process.stderr.write(`${text}\n`);
+  return async (fix) => {
+    try {
+      return await checker.check({ fix, file: file.root, say });
+    } catch (error) {
+      throw new BlockError('DF_CORRUPT_IMAGE', 'Check failed', {}, { cause: error });
+    }
+  };
 }
 
 function parseFix(text: string | undefined): CheckFix {

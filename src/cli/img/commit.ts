@@ -4,10 +4,10 @@ import { BlockError } from '../../base/errors.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { STATUS_ZERO } from '../../block/block-driver.js';
 import { chainDownTo, chainNext, findBackingByFilename, skipFilters } from '../../block/chain.js';
-import { ProgressBar } from '../progress.js';
 import { COMMON, PROGRESS, parseImgArguments, wordsFor } from './arguments.js';
 import { copyImage } from './copy-image.js';
 import type { CopySource } from './copy-source.js';
+import { withProgress } from './progress.js';
 import { type CacheMode, cacheMode, type ImageRequest, ImageSession } from './session.js';
 import { parseSize } from './sizes.js';
 
@@ -32,33 +32,31 @@ export async function commit(args: string[]): Promise<number> {
     chainOf(session, image, values.base),
   );
   await ImageSession.run(values.object, async (session) => {
-    const { layers, base } = await openApart(session, { image, below, cache });
-    const [top] = layers;
-    if (top.size > base.size) {
-      await base.root.truncate(top.size, { exact: false, preallocation: 'off' });
-    }
-    const bar = new ProgressBar(process.stderr, 'commit');
-    try {
-      await copyImage({
-        source: layered(layers, base),
-        target: base,
-        targetIsZero: false,
-        sparseLength: SPARSE_LENGTH,
-        wants: ({ depth }) => depth > 0,
-        speed,
-        progress: (done, total) => {
-          if (values.progress === true && values.quiet !== true) bar.show(done, total);
-        },
-      });
-    } finally {
-      bar.end();
-    }
+    const apart = await openApart(session, { image, below, cache });
+    await withProgress('commit', values, (progress) => commitInto(apart, { speed, progress }));
     // Layers that stay between would show through an image that has been emptied.
     const keeps = values.drop === true || values.base !== undefined;
-    if (!keeps) await emptied(top);
+    if (!keeps) await emptied(apart.layers[0]);
   });
   if (values.quiet !== true) process.stdout.write('Image committed.\n');
   return 0;
+}
+
+/** Copies what the layers have into the base, which becomes as long as the image at least. */
+async function commitInto(
+  { layers, base }: Apart,
+  how: Pick<Parameters<typeof copyImage>[0], 'speed' | 'progress'>,
+): Promise<void> {
+  const { size } = layers[0];
+  if (size > base.size) await base.root.truncate(size, { exact: false, preallocation: 'off' });
+  await copyImage({
+    source: layered(layers, base),
+    target: base,
+    targetIsZero: false,
+    sparseLength: SPARSE_LENGTH,
+    wants: ({ depth }) => depth > 0,
+    ...how,
+  });
 }
 
 /** Layers below the image, the base last. */

@@ -3,9 +3,10 @@
 import type { BlockBackend } from '../../block/backend.js';
 import { STATUS_ALLOCATED, STATUS_ZERO } from '../../block/block-driver.js';
 import { isZero } from '../../block/shaped-requests.js';
-import { ProgressBar } from '../progress.js';
 import { COMMON, PROGRESS, parseImgArguments, wordsFor } from './arguments.js';
-import { type CacheMode, cacheMode, ImageSession } from './session.js';
+import { withExitStatus } from './exit-status.js';
+import { withProgress } from './progress.js';
+import { type CacheMode, cacheMode, type ImageRequest, ImageSession } from './session.js';
 
 /** Bytes that are read of each image at a time. */
 const CHUNK_LENGTH = 1 << 20;
@@ -27,38 +28,39 @@ export async function compare(args: string[]): Promise<number> {
     'source-cache': { type: 'string', short: 'T' },
   });
   const names = wordsFor(positionals, 'two image file names', 'two image file names');
+  const formats = [values.format, values['second-format']];
   const { 'image-opts': imageOpts, 'force-share': forceShare } = values;
-  const cache = sourceCache(values['source-cache']);
+  const how = { imageOpts, forceShare, cache: sourceCache(values['source-cache']) };
+  const requests = names.map((name, index) => ({ name, format: formats[index], ...how }));
+  const strict = values.strict === true;
+  const say = (text: string): void => {
+    if (values.quiet !== true) process.stdout.write(`${text}\n`);
+  };
   return ImageSession.run(values.object, async (session) => {
-    const formats = [values.format, values['second-format']];
-    const images: BlockBackend[] = [];
+    const images = await openAll(session, requests);
     try {
-      for (const [index, name] of names.entries()) {
-        const format = formats[index];
-        images.push(await session.open({ name, format, imageOpts, forceShare, cache }));
-      }
-    } catch (error) {
-      throw Object.assign(error as Error, { exitStatus: OPEN_FAILED });
-    }
-    const bar = new ProgressBar(process.stderr, 'compare');
-    const say = (text: string): void => {
-      if (values.quiet !== true) process.stdout.write(`${text}\n`);
-    };
-    try {
-      const difference = await compareImages(images, {
-        strict: values.strict === true,
-        warn: say,
-        progress: (done, total) => values.progress === true && bar.show(done, total),
-      });
-      bar.end();
+      const difference = await withProgress('compare', values, (progress) =>
+        compareImages(images, { strict, warn: say, progress }),
+      );
       say(difference?.text ?? 'Images are identical.');
       return difference === undefined ? 0 : 1;
     } catch (error) {
-      throw Object.assign(error as Error, { exitStatus: READ_FAILED });
-    } finally {
-      bar.end();
+      throw withExitStatus(error, READ_FAILED);
     }
   });
+}
+
+async function openAll(
+  session: ImageSession,
+  requests: readonly ImageRequest[],
+): Promise<BlockBackend[]> {
+  const images: BlockBackend[] = [];
+  try {
+    for (const request of requests) images.push(await session.open(request));
+  } catch (error) {
+    throw withExitStatus(error, OPEN_FAILED);
+  }
+  return images;
 }
 
 /** As everything but a difference, a wrong mode is no status 1. */
@@ -66,7 +68,7 @@ function sourceCache(name = 'writeback'): CacheMode {
   try {
     return cacheMode(name);
   } catch (error) {
-    throw Object.assign(error as Error, { exitStatus: OPEN_FAILED });
+    throw withExitStatus(error, OPEN_FAILED);
   }
 }
 
@@ -88,7 +90,7 @@ async function compareImages(
     if (offset === common) warn('Warning: Image size mismatch!');
     const inside = images.filter(({ size }) => offset < size);
     const limit = offset < common ? common : total;
-    const step = await compareStep(inside, offset, limit - offset, strict);
+    const step = await compareStep(inside, { offset, most: limit - offset, strict });
     if (step.difference !== undefined) return step.difference;
     offset += step.length;
     progress(offset, total);
@@ -96,12 +98,17 @@ async function compareImages(
   return undefined;
 }
 
+interface CompareStep {
+  readonly offset: number;
+  /** Bytes from there on that may be compared. */
+  readonly most: number;
+  readonly strict: boolean;
+}
+
 /** Compares a prefix of the range in both images, or what only one has with zeroes. */
 async function compareStep(
   images: readonly BlockBackend[],
-  offset: number,
-  most: number,
-  strict: boolean,
+  { offset, most, strict }: CompareStep,
 ): Promise<{ readonly length: number; readonly difference?: Difference }> {
   const found = await Promise.all(images.map((image) => image.blockStatus(offset, most)));
   const length = Math.min(...found.map((extent) => extent.length));

@@ -8,10 +8,10 @@ import { chainStatus } from '../../block/block-status.js';
 import { findBackingByFilename, skipFilters } from '../../block/chain.js';
 import type { BlockNode } from '../../block/node.js';
 import { isZero } from '../../block/shaped-requests.js';
-import { ProgressBar } from '../progress.js';
 import { COMMON, PROGRESS, parseImgArguments, wordsFor } from './arguments.js';
 import { type Backing, backingRequest } from './new-image.js';
-import { cacheMode, ImageSession } from './session.js';
+import { withProgress } from './progress.js';
+import { cacheMode, type ImageRequest, ImageSession } from './session.js';
 
 /** Compared at a time, bytes, by each of so many. */
 const CHUNK_LENGTH = MIB;
@@ -35,42 +35,44 @@ export async function rebase(args: string[]): Promise<number> {
     throw wrong('Must specify backing file (-b) or use simple mode (-u)');
   }
   const backing = newBacking(file, format);
+  const { format: own, 'image-opts': imageOpts, 'force-share': forceShare } = values;
   const cache = cacheMode(values.cache ?? 'writeback');
-  const sourceCache = cacheMode(values['source-cache'] ?? 'writeback');
-  return ImageSession.run(values.object, async (session) => {
-    if (backing !== undefined && !session.graph.drivers.names.includes(backing.format)) {
-      throw wrong(`Invalid format name: '${backing.format}'`);
-    }
-    const image = await session.open({
-      name,
-      format: values.format,
-      imageOpts: values['image-opts'],
-      writable: true,
-      noBacking: unsafe,
-      cache,
-    });
-    const { driver } = skipFilters(image.root.node);
-    if (driver.changeBackingFile === undefined) {
-      throw wrong(`The format '${driver.name}' has no backing files`);
-    }
-    if (!unsafe) {
-      const bar = new ProgressBar(process.stderr, 'rebase');
-      const forceShare = values['force-share'];
-      const below = await openBelow(session, image, { backing, forceShare, cache: sourceCache });
-      try {
-        await copyDifferences(image, below, (done, total) => {
-          if (values.progress === true && values.quiet !== true) bar.show(done, total);
-        });
-      } finally {
-        bar.end();
-      }
-      await image.flush();
-    }
-    await driver.changeBackingFile(
-      backing === undefined ? undefined : { filename: backing.file, format: backing.format },
-    );
-    return 0;
+  const image = { name, format: own, imageOpts, writable: true, noBacking: unsafe, cache };
+  const below = { forceShare, cache: cacheMode(values['source-cache'] ?? 'writeback') };
+  await ImageSession.run(values.object, async (session) => {
+    await rebaseImage(session, { image, backing, ...(unsafe ? {} : { below }), shown: values });
   });
+  return 0;
+}
+
+interface RebaseRequest {
+  readonly image: ImageRequest;
+  readonly backing: Backing | undefined;
+  /** How the new backing file is opened, to copy what differs; absent: only its name is changed. */
+  readonly below?: Omit<ImageRequest, 'name'>;
+  readonly shown: Parameters<typeof withProgress>[1];
+}
+
+async function rebaseImage(
+  session: ImageSession,
+  { image: request, backing, below: how, shown }: RebaseRequest,
+): Promise<void> {
+  if (backing !== undefined && !session.graph.drivers.names.includes(backing.format)) {
+    throw wrong(`Invalid format name: '${backing.format}'`);
+  }
+  const image = await session.open(request);
+  const { driver } = skipFilters(image.root.node);
+  if (driver.changeBackingFile === undefined) {
+    throw wrong(`The format '${driver.name}' has no backing files`);
+  }
+  if (how !== undefined) {
+    const below = await openBelow(session, image, { backing, ...how });
+    await withProgress('rebase', shown, (show) => copyDifferences(image, below, show));
+    await image.flush();
+  }
+  await driver.changeBackingFile(
+    backing === undefined ? undefined : { filename: backing.file, format: backing.format },
+  );
 }
 
 /** Undefined: none. Guessing the format of a backing file would let its content choose it. */
@@ -91,10 +93,7 @@ interface Below {
 async function openBelow(
   session: ImageSession,
   image: BlockBackend,
-  {
-    backing,
-    ...how
-  }: { readonly backing: Backing | undefined } & Partial<Parameters<ImageSession['open']>[0]>,
+  { backing, ...how }: { readonly backing: Backing | undefined } & Omit<ImageRequest, 'name'>,
 ): Promise<Below> {
   if (backing === undefined) return { image: undefined, inChain: undefined };
   const { node } = image.root;
