@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 /** Where clients come in: TCP, UNIX sockets, inherited descriptors, WebSocket. */
 
-import { lstat, unlink } from 'node:fs/promises';
 import { createServer as createHttpServer, type IncomingMessage } from 'node:http';
-import { connect, createServer, type ListenOptions, type Server, type Socket } from 'node:net';
+import { createServer, type ListenOptions, type Server, type Socket } from 'node:net';
 import { errnoName, fromSystemError, toError } from '../../base/errors.js';
 import { NBD_WEBSOCKET_MESSAGE_MAX, WEBSOCKET_UPGRADE_MS } from '../../base/limits.js';
 import { listenError } from '../../base/listen-error.js';
 import { absoluteSocketPath } from '../../base/socket-path.js';
+import { removeStaleSocket } from '../../base/stale-socket.js';
 import { webSockets } from '../../base/web-sockets.js';
 import { StreamTransport } from './stream-transport.js';
 import type { Transport, TransportKind } from './transport.js';
@@ -107,19 +107,6 @@ async function listen(server: Server, address: SocketAddress): Promise<void> {
     if (!(await removeStaleSocket(address.path))) throw error;
     await listenOnce(server, address);
   }
-}
-
-/** A socket that nobody answers on was left by a server that was killed. */
-async function removeStaleSocket(path: string): Promise<boolean> {
-  const stale = await new Promise<boolean>((resolve) => {
-    const probe = connect({ path });
-    probe.once('connect', () => resolve(false));
-    probe.once('error', (error) => resolve(errnoName(error) === 'ECONNREFUSED'));
-    probe.once('connect', () => probe.destroy());
-  });
-  if (!stale || !(await lstat(path)).isSocket()) return false;
-  await unlink(path);
-  return true;
 }
 
 function listenOnce(server: Server, address: SocketAddress): Promise<void> {

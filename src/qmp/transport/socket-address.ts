@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 /** Socket addresses of the schema in Node's terms. */
 import { lookup } from 'node:dns/promises';
-import { lstat, unlink } from 'node:fs/promises';
 import type { SocketAddress, SocketAddressLegacy } from '../../../protocol/qapi/sockets.js';
 import type { Infer } from '../../../protocol/qapi/types.js';
-import { BlockError, errnoName, fromSystemError } from '../../base/errors.js';
+import { BlockError, fromSystemError } from '../../base/errors.js';
 import { UNIX_PATH_MAX } from '../../base/limits.js';
 
 export type Address = Infer<typeof SocketAddress>;
@@ -108,17 +107,4 @@ export function addressText(address: Address, tcp = 'tcp'): string {
 /** A host in front of a port: IPv6 in brackets. */
 export function hostText(host: string): string {
   return host.includes(':') ? `[${host}]` : host;
-}
-
-/**
- * Removes the socket file that a process has left behind, so that its path can be listened on.
- * Anything but a socket stays, and is in the way.
- */
-export async function removeStaleSocket(path: string): Promise<void> {
-  try {
-    if ((await lstat(path)).isSocket()) await unlink(path);
-  } catch (error) {
-    if (errnoName(error) === 'ENOENT') return;
-    throw fromSystemError(error, `Failed to unlink socket ${path}`, { path });
-  }
 }

@@ -17,6 +17,7 @@ import {
 } from '../../base/limits.js';
 import { listenError } from '../../base/listen-error.js';
 import { absoluteSocketPath } from '../../base/socket-path.js';
+import { removeStaleSocket } from '../../base/stale-socket.js';
 import { webSockets } from '../../base/web-sockets.js';
 import { Channel } from '../channel.js';
 import type { ChardevBackend } from '../chardev.js';
@@ -26,7 +27,6 @@ import {
   checkUnixPath,
   hostText,
   parseFd,
-  removeStaleSocket,
   resolveListen,
 } from './socket-address.js';
 

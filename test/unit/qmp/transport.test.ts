@@ -89,6 +89,15 @@ describe('a listening socket', () => {
     );
   });
 
+  test('leaves a socket alone on which somebody listens', async () => {
+    const path = join(folder, 's');
+    await server.listen('m', unixServer(path));
+    await expect(server.listen('n', unixServer(path))).rejects.toThrow('Failed to bind socket');
+    const peer = QmpPeer.connect({ path });
+    await expectWorks(peer);
+    peer.close();
+  });
+
   test('removes its file at the end', async () => {
     const path = join(folder, 's');
     await server.listen('m', unixServer(path));
