@@ -4,8 +4,9 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
-    testTimeout: 30_000,
-    hookTimeout: 60_000,
+    // Longer than the waits inside tests, 20 to 30 s: those say what they have waited for.
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
     // The default, one second, is less than a busy machine may let a process wait.
     expect: { poll: { timeout: 20_000, interval: 10 } },
     pool: 'forks',

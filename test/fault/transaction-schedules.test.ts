@@ -306,7 +306,7 @@ async function begin(scope: Scope, seed: number): Promise<TransactionRun> {
 }
 
 describe('two backups of a transaction into files that fail', () => {
-  it.each(seedsToRun(50))('keep their promises, seed %i', { timeout: 90_000 }, async (seed) => {
+  it.each(seedsToRun(50))('keep their promises, seed %i', async (seed) => {
     const run = await begin(testScope(), seed);
     try {
       await run.play();

@@ -34,7 +34,7 @@ async function source(path: string): Promise<Buffer> {
   return content;
 }
 
-describe.each(FORMATS)('%s', { timeout: 60_000 }, (format) => {
+describe.each(FORMATS)('%s', (format) => {
   const options = [
     `encrypt.format=${format},encrypt.key-secret=s`,
     ...(format === 'luks' ? ['encrypt.iter-time=10'] : []),
@@ -181,7 +181,7 @@ describe.each(FORMATS)('%s', { timeout: 60_000 }, (format) => {
   });
 });
 
-describe('a header that lies', { timeout: 60_000 }, () => {
+describe('a header that lies', () => {
   /** Finds the extension that tells where the keys are, and writes over the image. */
   async function damaged(change: (at: number, bytes: Buffer) => void): Promise<string> {
     const path = await image();

@@ -142,7 +142,7 @@ async function powerLoss(format: Format, seed: number): Promise<void> {
   }
 }
 
-describe.each(FORMATS)('%s', { timeout: 60_000 }, (format) => {
+describe.each(FORMATS)('%s', (format) => {
   it.each(SEEDS)('random requests leave image %d equal to the model', (seed) =>
     randomRequests(format, seed),
   );

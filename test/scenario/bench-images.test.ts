@@ -39,7 +39,7 @@ describe('scripts/bench images', () => {
     for (const rate of figures.slice(0, 3)) expect(rate).toMatch(/^\d+\/s$/);
     for (const factor of figures.slice(3, 5)) expect(factor).toMatch(/^\d+\.\d\d×$/);
     expect(report).not.toContain('failed:');
-  }, 90_000);
+  });
 
   it('allocates in a fresh copy for each server', async () => {
     const report = await bench(testScope(), ...SMALL, '--only', 'half 64k-write');
@@ -47,7 +47,7 @@ describe('scripts/bench images', () => {
       expect(rate).toMatch(/^\d+ MB\/s$/);
     }
     expect(report).not.toContain('failed:');
-  }, 90_000);
+  });
 
   it('converts both ways, and puts its summary between the markers', async () => {
     const scope = testScope();
@@ -62,7 +62,7 @@ describe('scripts/bench images', () => {
     expect(await readFile(readme, 'utf8')).toMatch(
       /^before\n<!-- bench:images -->\n\nMade by .*img convert .*\n<!-- \/bench:images -->\nafter\n$/s,
     );
-  }, 90_000);
+  });
 
   it('opens an image of 64 TiB in both daemons', async () => {
     const report = await bench(testScope(), ...SMALL, '--only', 'open 64 TiB, 64');
@@ -70,7 +70,7 @@ describe('scripts/bench images', () => {
       expect(figure).toMatch(/^\d+\.\d$/);
     }
     expect(report).not.toContain('failed:');
-  }, 90_000);
+  });
 
   it('makes chains whose layers hold a share each', async () => {
     const set = { dir: await testScope().tempDir(), size: 4 * MIB };

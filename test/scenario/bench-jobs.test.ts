@@ -155,7 +155,7 @@ describe('scripts/bench jobs', () => {
     }
     expect(report).toMatch(/^\| full copy to nbdkit memory \| \d+\.\d\d× nbdcopy /m);
     expect(report).not.toContain('failed:');
-  }, 90_000);
+  });
 
   it('copies what a bitmap marks while a writer goes on', async () => {
     const report = await bench(testScope(), ...SMALL, '--only', '50 %, writer to diskferryd');
@@ -166,7 +166,7 @@ describe('scripts/bench jobs', () => {
       for (const rate of figures.slice(-2)) expect(Number(rate)).toBeGreaterThan(0.1);
     }
     expect(report).not.toContain('failed:');
-  }, 90_000);
+  });
 
   it('sends no zeroes of a sparse disk, and puts its summary between the markers', async () => {
     const scope = testScope();
@@ -181,7 +181,7 @@ describe('scripts/bench jobs', () => {
       /^before\n<!-- bench:jobs -->\n\nMade by .*\n<!-- \/bench:jobs -->\nafter\n$/s,
     );
     expect(text).not.toContain('old');
-  }, 90_000);
+  });
 
   it('reads beside a mirror', async () => {
     const report = await bench(testScope(), ...SMALL, '--only', 'latency');
@@ -189,7 +189,7 @@ describe('scripts/bench jobs', () => {
       const [grows] = row(report, `p99 of reads during a mirror, ${daemon}`);
       expect(grows).toMatch(/^\d+\.\d\d× its idle value$/);
     }
-  }, 90_000);
+  });
 
   it('streams, commits and copies chains of qcow2, on both daemons', async () => {
     const report = await bench(testScope(), ...SMALL, '--only', 'chain');
@@ -198,7 +198,7 @@ describe('scripts/bench jobs', () => {
         expect(seconds).toMatch(SECONDS);
     }
     expect(report).not.toContain('failed:');
-  }, 90_000);
+  });
 
   it('lets each be first once in so many turns', () => {
     const turns = [0, 1, 2, 3].map((turn) => inTurn(['a', 'b', 'c'], turn).join(''));

@@ -29,7 +29,7 @@ describe('the demonstration', () => {
     expect(stdout).toMatch(/: identical\n$/);
     expect(await readdir(folder)).toEqual([]);
     expect(await processesThatName(folder)).toEqual([]);
-  }, 90_000);
+  });
 
   it('cleans up when it is interrupted', async () => {
     const folder = await testScope().tempDir();
@@ -41,7 +41,7 @@ describe('the demonstration', () => {
     expect((await ended)[0]).toBe(1);
     expect(await readdir(folder)).toEqual([]);
     expect(await processesThatName(folder)).toEqual([]);
-  }, 90_000);
+  });
 });
 
 describe('scripts/demo', () => {

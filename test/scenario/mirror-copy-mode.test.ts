@@ -120,5 +120,5 @@ describe('copy-mode', () => {
     await writer;
     await end(qmp, false);
     await runPeer('qemu-img', ['compare', '-f', 'raw', '-F', 'raw', source.path, target.path]);
-  }, 60_000);
+  });
 });
