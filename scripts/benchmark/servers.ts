@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** The servers that are compared, each started in the same way: the same images, one export for each. */
+import type { ChildProcess } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
@@ -191,26 +192,10 @@ export async function startServer(
   const path = join(options.dir, 'nbd.sock');
   await rm(path, { force: true }); // what a server that was killed left behind
   const endpoint = options.transport === 'unix' ? { path } : { host: HOST, port: await freePort() };
-  const { program, args } = kind.command(images, endpoint);
+  const command = kind.command(images, endpoint);
   const begin = performance.now();
-  const child = start(program, args);
-  let said = '';
-  for (const stream of [child.stdout, child.stderr]) {
-    stream?.on('data', (chunk: Buffer) => {
-      said = (said + chunk.toString()).slice(-2_000);
-    });
-  }
-  child.once('error', (error) => {
-    said += error.message;
-  });
-  while (!(await greets(endpoint))) {
-    const late = performance.now() - begin > START_TIMEOUT_MS;
-    if (late || child.pid === undefined || child.exitCode !== null) {
-      await stop(child);
-      throw new Error(`${kind.name} did not start: ${program} ${args.join(' ')}\n${said}`);
-    }
-    await sleep(RETRY_MS);
-  }
+  const child = start(command.program, command.args);
+  await untilGreets(child, endpoint, command);
   const greetingMs = performance.now() - begin;
   return {
     pid: child.pid ?? 0,
@@ -221,4 +206,29 @@ export async function startServer(
         : `nbd://${endpoint.host}:${endpoint.port}/${name}`,
     stop: () => stop(child),
   };
+}
+
+/** @throws Error with what the server said, when it ends or takes too long; it is stopped then */
+async function untilGreets(
+  child: ChildProcess,
+  endpoint: Endpoint,
+  { program, args }: Command,
+): Promise<void> {
+  let said = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream?.on('data', (chunk: Buffer) => {
+      said = (said + chunk.toString()).slice(-2_000);
+    });
+  }
+  child.once('error', (error) => {
+    said += error.message;
+  });
+  const deadline = performance.now() + START_TIMEOUT_MS;
+  while (!(await greets(endpoint))) {
+    if (performance.now() > deadline || child.pid === undefined || child.exitCode !== null) {
+      await stop(child);
+      throw new Error(`a server did not start: ${program} ${args.join(' ')}\n${said}`);
+    }
+    await sleep(RETRY_MS);
+  }
 }

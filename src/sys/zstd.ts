@@ -5,6 +5,7 @@
  */
 import * as zlib from 'node:zlib';
 import koffi from 'koffi';
+import { errnoName } from '../base/errors.js';
 import { type NativeCall, startInPool } from './linux.js';
 
 export interface Zstd {
@@ -47,30 +48,54 @@ interface NodeZstd {
 export function zstdOfNode(module: object): Zstd | undefined {
   const { zstdCompress, zstdDecompress } = module as NodeZstd;
   if (zstdCompress === undefined || zstdDecompress === undefined) return undefined;
+  const call = (work: NodeCall, source: Buffer, { byteLength: length }: Buffer): Promise<Buffer> =>
+    new Promise((resolve, reject) => {
+      work(source, { maxOutputLength: length, chunkSize: length + SPARE }, (error, result) => {
+        if (error === null) resolve(result);
+        else reject(error);
+      });
+    });
   return {
-    compress: (source, target) =>
-      new Promise((resolve, reject) => {
-        const { byteLength: length } = target;
-        const options = { maxOutputLength: length, chunkSize: length + SPARE };
-        zstdCompress(source, options, (error, result) => {
-          if (error === null) resolve(result.copy(target));
-          else if ('code' in error && error.code === 'ERR_BUFFER_TOO_LARGE') resolve(undefined);
-          else reject(error);
-        });
-      }),
-    decompress: (source, target) =>
-      new Promise((resolve, reject) => {
-        const { byteLength: length } = target;
-        const options = { maxOutputLength: length, chunkSize: length + SPARE };
-        zstdDecompress(source, options, (error, result) => {
-          if (error !== null) reject(error);
-          else if (result.byteLength !== length) reject(wrongLength(result.byteLength));
-          else {
-            result.copy(target);
-            resolve();
-          }
-        });
-      }),
+    async compress(source, target) {
+      try {
+        return (await call(zstdCompress, source, target)).copy(target);
+      } catch (error) {
+        if (errnoName(error) === 'ERR_BUFFER_TOO_LARGE') return undefined;
+        throw error;
+      }
+    },
+    async decompress(source, target) {
+      const result = await call(zstdDecompress, source, target);
+      if (result.byteLength !== target.byteLength) throw wrongLength(result.byteLength);
+      result.copy(target);
+    },
+  };
+}
+
+/** What is used of libzstd. Lengths are in bytes; a negative one is an error. */
+interface ZstdCalls {
+  readonly compress: NativeCall<[Buffer, number, Buffer, number, number]>;
+  readonly decompress: NativeCall<[Buffer, number, Buffer, number]>;
+  readonly frameLength: NativeCall<[Buffer, number]>;
+  readonly errorName: (code: number) => string;
+}
+
+/** Errors are the largest values of size_t: as int64_t, small negative ones. */
+function bindLibrary(name: string): ZstdCalls {
+  const library = koffi.load(name);
+  return {
+    compress: library.func(
+      'int64_t ZSTD_compress(void *out, size_t room, void *in, size_t length, int level)',
+    ) as unknown as ZstdCalls['compress'],
+    decompress: library.func(
+      'int64_t ZSTD_decompress(void *out, size_t room, void *in, size_t length)',
+    ) as unknown as ZstdCalls['decompress'],
+    frameLength: library.func(
+      'int64_t ZSTD_findFrameCompressedSize(void *in, size_t length)',
+    ) as unknown as ZstdCalls['frameLength'],
+    errorName: library.func(
+      'const char *ZSTD_getErrorName(int64_t code)',
+    ) as unknown as ZstdCalls['errorName'],
   };
 }
 
@@ -79,20 +104,7 @@ export function zstdOfNode(module: object): Zstd | undefined {
  * @param name for dlopen(3) @throws Error
  */
 export function zstdOfLibrary(name: string): Zstd {
-  const library = koffi.load(name);
-  // Errors are the largest values of size_t: as int64_t, small negative ones.
-  const compress = library.func(
-    'int64_t ZSTD_compress(void *out, size_t room, void *in, size_t length, int level)',
-  ) as unknown as NativeCall<[Buffer, number, Buffer, number, number]>;
-  const decompress = library.func(
-    'int64_t ZSTD_decompress(void *out, size_t room, void *in, size_t length)',
-  ) as unknown as NativeCall<[Buffer, number, Buffer, number]>;
-  const frameLength = library.func(
-    'int64_t ZSTD_findFrameCompressedSize(void *in, size_t length)',
-  ) as unknown as NativeCall<[Buffer, number]>;
-  const errorName = library.func('const char *ZSTD_getErrorName(int64_t code)') as unknown as (
-    code: number,
-  ) => string;
+  const { compress, decompress, frameLength, errorName } = bindLibrary(name);
   const check = (result: number): number => {
     if (result < 0) throw new Error(errorName(result));
     return result;
@@ -101,9 +113,7 @@ export function zstdOfLibrary(name: string): Zstd {
     async compress(source, target) {
       const room = target.byteLength;
       const length = await inPool(compress, target, room, source, source.byteLength, LEVEL);
-      if (length >= 0) return length;
-      if (errorName(length) === TOO_SMALL) return undefined;
-      throw new Error(errorName(length));
+      return length < 0 && errorName(length) === TOO_SMALL ? undefined : check(length);
     },
     async decompress(source, target) {
       const { byteLength: length } = target;

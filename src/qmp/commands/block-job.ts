@@ -5,6 +5,7 @@ import type { ArgumentsOf, Infer } from '../../../protocol/qapi/types.js';
 import { isPowerOfTwo } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
 import { MIB } from '../../base/limits.js';
+import type { DriverOptions } from '../../block/block-driver.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
 import { COPY_WINDOW_MAX } from '../../job/copy-window.js';
@@ -14,7 +15,7 @@ import type { MirrorOptions } from '../../job/mirror-options.js';
 import { checkSyncBitmap } from '../../job/sync-bitmap.js';
 import type { CommandRegistry } from '../registry.js';
 import { blockCommit } from './block-commit.js';
-import { openTarget } from './target-image.js';
+import { backingOfTarget, openTarget } from './target-image.js';
 
 /** QEMU's bounds of a mirror's granularity, bytes. */
 const GRANULARITY_MIN = 512;
@@ -69,39 +70,31 @@ async function driveMirror(
   }
   const settings = mirrorSettings(graph, source, args);
   const below = source.children.get('backing')?.node;
-  // What gets only later writes is of use above the source alone.
-  const backings = {
-    none: source,
-    top: below,
-    full: undefined,
-    incremental: undefined,
-    bitmap: undefined,
-  };
   await jobs.run(settings.id, async () => {
     const { node: target, fresh } = await openTarget(graph, {
       ...args,
       source,
       nodeName: args['node-name'],
-      backing: backings[args.sync],
-      options: {
-        discard: source.options.discard,
-        cache: { direct: source.options.cache.direct, 'no-flush': source.options.cache.noFlush },
-      },
+      backing: backingOfTarget(args.sync, { source, below }),
+      options: targetOptions(source),
     });
     try {
       const sync = settings.sync === 'top' && below === undefined ? 'full' : settings.sync;
       const targetIsZero = fresh && sync === 'full';
       const unmap = args.unmap ?? true;
-      return await MirrorJob.create(
-        graph,
-        { ...settings, sync, target, targetIsZero, unmap },
-        jobs,
-      );
+      const options = { ...settings, sync, target, targetIsZero, unmap };
+      return await MirrorJob.create(graph, options, jobs);
     } catch (error) {
       await graph.exclusive(() => graph.closeUnused(target));
       throw error;
     }
   });
+}
+
+/** A target is opened as its source is. */
+function targetOptions({ options }: BlockNode): DriverOptions {
+  const { discard, cache } = options;
+  return { discard, cache: { direct: cache.direct, 'no-flush': cache.noFlush } };
 }
 
 function findReplaced(graph: BlockGraph, name: string): BlockNode {

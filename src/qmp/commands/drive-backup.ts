@@ -9,7 +9,7 @@ import { cannotCompress } from '../../job/backup-request.js';
 import type { JobTransaction } from '../../job/job-transaction.js';
 import type { CommandRegistry } from '../registry.js';
 import { type BackupServices, backupStart, checkBackupArguments } from './backup.js';
-import { openTarget } from './target-image.js';
+import { backingOfTarget, openTarget } from './target-image.js';
 
 /** Everything written is known to be new, so zeroes become holes. */
 const TARGET_OPTIONS = { discard: 'unmap', 'detect-zeroes': 'unmap' } as const;
@@ -53,17 +53,10 @@ export class DriveBackup {
     jobs.checkFree(args['job-id'] ?? args.device);
     checkBackupArguments(args, source);
     if (args.compress === true) this.#checkCompresses(args.format ?? source.driver.name);
-    const backings = {
-      top: below,
-      none: source,
-      full: undefined,
-      incremental: undefined,
-      bitmap: undefined,
-    };
     const { node } = await openTarget(graph, {
       ...args,
       source,
-      backing: backings[args.sync],
+      backing: backingOfTarget(args.sync, { source, below }),
       options: TARGET_OPTIONS,
     });
     this.#node = node;

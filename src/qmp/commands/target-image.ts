@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** The image that `drive-mirror` and `drive-backup` are told by file name. */
 import { BlockdevOptions } from '../../../protocol/qapi/block-core-options.js';
+import type { MirrorSyncMode } from '../../../protocol/qapi/block-job.js';
+import type { Infer } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
 import type { DriverOptions } from '../../block/block-driver.js';
@@ -23,6 +25,15 @@ export interface TargetArguments {
 }
 
 const JSON_PREFIX = 'json:';
+
+/** What a new target has below it. One that gets only later writes is of use above the source alone. */
+export function backingOfTarget(
+  sync: Infer<typeof MirrorSyncMode>,
+  { source, below }: { readonly source: BlockNode; readonly below: BlockNode | undefined },
+): BlockNode | undefined {
+  if (sync === 'none') return source;
+  return sync === 'top' ? below : undefined;
+}
 
 /** @throws BlockError; no node is left then, a file that was made is */
 export async function openTarget(graph: BlockGraph, args: TargetArguments): Promise<TargetImage> {

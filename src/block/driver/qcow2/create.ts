@@ -203,20 +203,19 @@ export function checkCreateOptions(
   if (!isPowerOfTwo(refcountBits) || refcountBits > 64) {
     throw invalid('Refcount width must be a power of two and may not exceed 64 bits');
   }
-  if (version === 'v2') checkVersion2(options, refcountBits, hasDataFile);
+  if (version === 'v2') checkVersion2(options, { refcountBits, hasDataFile });
   if (options.extendedL2 === true && clusterSize < 16 * KIB) {
     throw invalid(
       'Extended L2 entries are only supported with cluster sizes of at least 16384 bytes',
     );
   }
   if (options.compressionType === 'zstd') codecFor(QCOW2_COMPRESSION_ZSTD);
-  checkNames(options, hasDataFile);
+  checkNames(options, { hasDataFile });
 }
 
 function checkVersion2(
   options: Qcow2CreateOptions,
-  refcountBits: number,
-  hasDataFile: boolean,
+  { refcountBits, hasDataFile }: { readonly refcountBits: number; readonly hasDataFile: boolean },
 ): void {
   const newer = (what: string): BlockError =>
     invalid(`${what} compatibility level 1.1 and above (use version=v3 or greater)`);
@@ -234,7 +233,10 @@ function checkVersion2(
   }
 }
 
-function checkNames(options: Qcow2CreateOptions, hasDataFile: boolean): void {
+function checkNames(
+  options: Qcow2CreateOptions,
+  { hasDataFile }: { readonly hasDataFile: boolean },
+): void {
   const { backingFile, preallocation = 'off', extendedL2, dataFileRaw } = options;
   if (backingFile !== undefined && preallocation !== 'off' && extendedL2 !== true) {
     throw invalid(

@@ -55,6 +55,11 @@ export class EntryTable {
     this.#changed.add(Math.floor((index * ENTRY_LENGTH) / CHUNK));
   }
 
+  /** An entry that is an offset and nothing else, as those of the refcount table are. */
+  setOffset(index: number, offset: number): void {
+    this.set(index, highWord(offset), lowWord(offset));
+  }
+
   get dirty(): boolean {
     return this.#changed.size > 0;
   }

@@ -4,12 +4,7 @@
  * refers to a cluster, and down only when what referred to it is gone from stable storage; so a refcount
  * block may be written at any time. @see qcow2.txt "Host cluster management"
  */
-import {
-  ENTRY_OFFSET_MAX,
-  highWord,
-  lowWord,
-  refcountTableOffset,
-} from '../../../../protocol/qcow2/entries.js';
+import { ENTRY_OFFSET_MAX, refcountTableOffset } from '../../../../protocol/qcow2/entries.js';
 import { QCOW2_REFCOUNT_TABLE_MAX } from '../../../../protocol/qcow2/header.js';
 import { getRefcount, refcountBytes, setRefcount } from '../../../../protocol/qcow2/refcounts.js';
 import { BlockError } from '../../../base/errors.js';
@@ -147,50 +142,31 @@ export class Refcounts {
    * Changes the counts of clusters by `delta`.
    * @throws BlockError when a count would pass the width's limit; corrupt when one would fall below 0
    */
-  async add({ first, count }: ClusterRun, delta: number): Promise<void> {
-    const { refcountsPerBlock: perBlock } = this.#geometry;
-    for (let at = first; at < first + count; ) {
-      const number = Math.floor(at / perBlock);
-      const end = Math.min(first + count, (number + 1) * perBlock);
-      const offset = this.#blockOffset(number);
-      if (offset === 0) throw this.#missing(at);
-      const from = at;
-      await this.#options.cache.with(offset, (block) =>
-        this.#change(block, { first: from % perBlock, count: end - from }, delta),
-      );
-      at = end;
-    }
+  async add(run: ClusterRun, delta: number): Promise<void> {
+    await this.#inBlocks(run, (block, part) => this.#change(block, part, delta));
     if (delta >= 0) return;
-    this.#options.lowered({ first, count });
-    if (first < this.#searchFrom) this.#searchFrom = first;
+    this.#options.lowered(run);
+    if (run.first < this.#searchFrom) this.#searchFrom = run.first;
   }
 
   /**
    * One reference less to each cluster that has more than one.
    * @returns the others, whose counts stay
    */
-  async decrementShared({ first, count }: ClusterRun): Promise<ClusterRun[]> {
-    const { refcountsPerBlock: perBlock, refcountOrder: order } = this.#geometry;
+  async decrementShared(run: ClusterRun): Promise<ClusterRun[]> {
+    const { refcountOrder: order } = this.#geometry;
     const last: { first: number; count: number }[] = [];
-    for (let at = first; at < first + count; ) {
-      const number = Math.floor(at / perBlock);
-      const end = Math.min(first + count, (number + 1) * perBlock);
-      const offset = this.#blockOffset(number);
-      if (offset === 0) throw this.#missing(at);
-      const from = at;
-      await this.#options.cache.with(offset, (block) => {
-        for (let cluster = from; cluster < end; cluster++) {
-          const now = getRefcount(block.view, order, cluster % perBlock);
-          const run = last.at(-1);
-          if (now > 1) setRefcount(block.view, order, cluster % perBlock, now - 1);
-          else if (run !== undefined && run.first + run.count === cluster) run.count++;
-          else last.push({ first: cluster, count: 1 });
-        }
-        const index = from % perBlock;
-        block.markDirty(...refcountBytes(order, index, index + end - from - 1));
-      });
-      at = end;
-    }
+    await this.#inBlocks(run, (block, { first, count, cluster: start }) => {
+      for (let nth = 0; nth < count; nth++) {
+        const cluster = start + nth;
+        const now = getRefcount(block.view, order, first + nth);
+        const before = last.at(-1);
+        if (now > 1) setRefcount(block.view, order, first + nth, now - 1);
+        else if (before !== undefined && before.first + before.count === cluster) before.count++;
+        else last.push({ first: cluster, count: 1 });
+      }
+      block.markDirty(...refcountBytes(order, first, first + count - 1));
+    });
     return last;
   }
 
@@ -224,6 +200,26 @@ export class Refcounts {
     }
     block.markDirty(...refcountBytes(order, first, end - 1));
     return { first, count: end - first };
+  }
+
+  /**
+   * Goes through the counts of a run block by block. @throws BlockError: a block is missing
+   * @param work gets the indices of a part's counts in their block, and its first cluster
+   */
+  async #inBlocks(
+    { first, count }: ClusterRun,
+    work: (block: CachedTable, part: ClusterRun & { readonly cluster: number }) => void,
+  ): Promise<void> {
+    const { refcountsPerBlock: perBlock } = this.#geometry;
+    for (let at = first; at < first + count; ) {
+      const number = Math.floor(at / perBlock);
+      const end = Math.min(first + count, (number + 1) * perBlock);
+      const offset = this.#blockOffset(number);
+      if (offset === 0) throw this.#missing(at);
+      const part = { first: at % perBlock, count: end - at, cluster: at };
+      await this.#options.cache.with(offset, (block) => work(block, part));
+      at = end;
+    }
   }
 
   #change(block: CachedTable, { first, count }: ClusterRun, delta: number): void {
@@ -303,7 +299,7 @@ export class Refcounts {
     const offset = (number * perBlock + index) * clusterSize;
     this.#checkOffset(offset);
     await this.#options.cache.create(offset, ({ view }) => setRefcount(view, order, index, 1));
-    this.#table.set(number, highWord(offset), lowWord(offset));
+    this.#table.setOffset(number, offset);
     this.#options.blockAdded(offset);
     return true;
   }
@@ -345,7 +341,7 @@ export class Refcounts {
       await this.#options.cache.create(offset, ({ view }) => {
         for (let index = 0; index < count; index++) setRefcount(view, order, index, 1);
       });
-      table.set(used.first / perBlock + nth, highWord(offset), lowWord(offset));
+      table.setOffset(used.first / perBlock + nth, offset);
       this.#options.blockAdded(offset);
     }
   }

@@ -6,12 +6,7 @@
  * alone; what is cut off leaves clusters that nobody refers to (leaks). For an image that nobody uses
  * meanwhile and whose metadata is all in the file.
  */
-import {
-  ENTRY_LENGTH,
-  highWord,
-  lowWord,
-  refcountTableOffset,
-} from '../../../../protocol/qcow2/entries.js';
+import { ENTRY_LENGTH, refcountTableOffset } from '../../../../protocol/qcow2/entries.js';
 import { alignUp } from '../../../base/byte-range.js';
 import { allocateContiguousLocked, allocateLocked } from './allocate.js';
 import type { HeaderChange } from './header-state.js';
@@ -167,7 +162,7 @@ async function stageCounts(
     const from = refcounts.requireBlock(number);
     const bytes = await cache.with(from, (block) => Buffer.from(block.bytes));
     await cache.create(offset, (block) => bytes.copy(block.bytes));
-    table.set(number, highWord(offset), lowWord(offset));
+    table.setOffset(number, offset);
   }
   const staged = refcounts.staged(table);
   if (plan.gains) {

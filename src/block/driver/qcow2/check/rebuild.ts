@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 /** All counts written anew, in clusters that nothing refers to, when those that there are are damaged. */
-import { highWord, lowWord } from '../../../../../protocol/qcow2/entries.js';
 import { QCOW2_REFCOUNT_TABLE_MAX } from '../../../../../protocol/qcow2/header.js';
 import { setRefcount } from '../../../../../protocol/qcow2/refcounts.js';
 import { BlockError } from '../../../../base/errors.js';
@@ -21,7 +20,7 @@ export async function rebuildCounts(subject: CheckSubject, counts: ReferenceCoun
   subject.say('Rebuilding refcount structure');
   const { places, table, tableCluster } = placeStructures(subject, counts);
   for (const [number, cluster] of places) {
-    table.set(number, highWord(cluster * clusterSize), lowWord(cluster * clusterSize));
+    table.setOffset(number, cluster * clusterSize);
     await file.write(cluster * clusterSize, blockOf(subject, counts, number));
   }
   await file.write(tableCluster * clusterSize, table.bytes);
@@ -44,23 +43,7 @@ interface Placed {
 function placeStructures({ geometry }: CheckSubject, counts: ReferenceCounts): Placed {
   const { clusterSize, refcountsPerBlock: perBlock } = geometry;
   const places = new Map<number, number>();
-  const take = (first: number, count: number): void => {
-    for (let cluster = first; cluster < first + count; cluster++) counts.add(cluster);
-  };
-  const placeBlocks = (): void => {
-    for (let wanted = missing(); wanted.length > 0; wanted = missing()) {
-      let from = 0;
-      for (const number of wanted) {
-        const cluster = counts.firstFree(Math.max(from, number * perBlock), 1);
-        from = cluster + 1;
-        take(cluster, 1);
-        places.set(number, cluster);
-      }
-    }
-  };
-  const missing = (): number[] =>
-    usedBlocks(counts, perBlock).filter((number) => !places.has(number));
-  placeBlocks();
+  placeBlocks(places, counts, perBlock);
   for (let clusters = 0; ; ) {
     const last = [...places.keys()].reduce((a, b) => Math.max(a, b), 0);
     const needed = Math.ceil(((last + 1) * 8) / clusterSize);
@@ -70,17 +53,29 @@ function placeStructures({ geometry }: CheckSubject, counts: ReferenceCounts): P
     clusters = Math.max(needed, clusters + 1);
     const tableCluster = counts.firstFree(0, clusters);
     const before = places.size;
-    take(tableCluster, clusters);
-    placeBlocks();
+    for (let nth = 0; nth < clusters; nth++) counts.add(tableCluster + nth);
+    placeBlocks(places, counts, perBlock);
     const reach = ((clusters * clusterSize) / 8) * perBlock;
     if (before === places.size || counts.clusters <= reach) {
-      const table = new EntryTable(
-        tableCluster * clusterSize,
-        Buffer.alloc(clusters * clusterSize),
-      );
-      return { places, table, tableCluster };
+      const bytes = Buffer.alloc(clusters * clusterSize);
+      return { places, table: new EntryTable(tableCluster * clusterSize, bytes), tableCluster };
     }
     // What was taken for a table that is too short stays taken: the next check frees it.
+  }
+}
+
+/** Finds a cluster for each block that has anything to count, until those of the blocks are counted. */
+function placeBlocks(places: Map<number, number>, counts: ReferenceCounts, perBlock: number): void {
+  const missing = (): number[] =>
+    usedBlocks(counts, perBlock).filter((number) => !places.has(number));
+  for (let wanted = missing(); wanted.length > 0; wanted = missing()) {
+    let from = 0;
+    for (const number of wanted) {
+      const cluster = counts.firstFree(Math.max(from, number * perBlock), 1);
+      from = cluster + 1;
+      counts.add(cluster);
+      places.set(number, cluster);
+    }
   }
 }
 
