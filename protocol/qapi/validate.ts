@@ -122,11 +122,17 @@ function straysOf(type: ObjectType, value: JsonObject, branch: MemberMap | undef
   return Object.keys(value).filter((name) => !known.some((members) => members.has(name)));
 }
 
+interface ObjectVisit {
+  readonly value: JsonObject;
+  /** Gets the members that are right. */
+  readonly result: Record<string, JsonValue>;
+  readonly place: Place;
+}
+
+/** @param strays what is there besides, for the error about a member that is missing */
 function visitMembers(
   members: MemberMap,
-  value: JsonObject,
-  result: Record<string, JsonValue>,
-  place: Place,
+  { value, result, place }: ObjectVisit,
   visit: Visit,
   strays: () => readonly string[],
 ): void {
@@ -152,11 +158,12 @@ function visitObject(type: ObjectType, value: JsonValue, place: Place, visit: Vi
   if (!isObject(value)) wrongType(place, visit, 'object');
   const result: Record<string, JsonValue> = {};
   const members = membersOf(type);
-  visitMembers(members, value, result, place, visit, () => straysOf(type, value, undefined));
+  const object = { value, result, place };
+  visitMembers(members, object, visit, () => straysOf(type, value, undefined));
   const branch =
     type.kind === 'union' ? branchMembers(type, result[type.discriminator]) : undefined;
   if (branch !== undefined) {
-    visitMembers(branch, value, result, place, visit, () => straysOf(type, value, branch));
+    visitMembers(branch, object, visit, () => straysOf(type, value, branch));
   }
   for (const [name, given] of Object.entries(value)) {
     // A member that is present but undefined comes from our own results and means absent.

@@ -36,14 +36,38 @@ export function reopenNodes(graph: BlockGraph, list: readonly DriverOptions[]): 
 }
 
 /**
- * Opens a node for writing, or not any more, together with what lies below it and was opened for its
- * sake alone. For who holds the graph; drains them.
+ * Opens a node for writing, together with what lies below it and was opened for its sake alone. For
+ * who holds the graph; drains them.
  * @throws BlockError DF_READ_ONLY and what drivers say; nothing has changed then
  */
-export function setReadOnlyLocked(
+export function makeWritableLocked(graph: BlockGraph, node: BlockNode): Promise<void> {
+  return changeAccess(graph, node, { readOnly: false });
+}
+
+/** The same the other way round. */
+export function makeReadOnlyLocked(graph: BlockGraph, node: BlockNode): Promise<void> {
+  return changeAccess(graph, node, { readOnly: true });
+}
+
+/** Does the work with a node that can be written, and leaves it as it was. */
+export async function whileWritableLocked(
   graph: BlockGraph,
   node: BlockNode,
-  readOnly: boolean,
+  work: () => void | Promise<void>,
+): Promise<void> {
+  const { readOnly } = node.options;
+  if (readOnly) await makeWritableLocked(graph, node);
+  try {
+    await work();
+  } finally {
+    if (readOnly) await makeReadOnlyLocked(graph, node);
+  }
+}
+
+function changeAccess(
+  graph: BlockGraph,
+  node: BlockNode,
+  { readOnly }: Pick<NodeOptions, 'readOnly'>,
 ): Promise<void> {
   const nodes = ownStorage(node).filter(({ options }) => options.readOnly !== readOnly);
   const steps = nodes.map((each): Step => {

@@ -24,14 +24,14 @@ export function setActive(graph: BlockGraph, options: SetActiveOptions): Promise
       (node) => node.active !== options.active,
     );
     if (!options.active) for (const node of nodes) checkMayIdle(node, nodes, options);
-    return drained(nodes, () => change(graph, nodes, options.active));
+    return drained(nodes, () => change(graph, nodes, options));
   });
 }
 
 async function change(
   graph: BlockGraph,
   nodes: readonly BlockNode[],
-  active: boolean,
+  { active }: Pick<SetActiveOptions, 'active'>,
 ): Promise<void> {
   if (!active) for (const node of nodes) await handOver(node);
   for (const node of nodes) node.active = active;

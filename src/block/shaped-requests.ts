@@ -166,18 +166,23 @@ export function writeZeroes(
     const pending = driver.writeZeroes?.(offset, length, flags);
     if (pending === undefined) return;
     if (alignment > 1) node.inFlight.plainWrite(offset, length, pending);
-    return pending.catch((error: unknown) => zeroFallback(node, offset, length, flags, error));
+    return pending.catch((error: unknown) => zeroFallback(error, node, { offset, length, flags }));
   } catch (error) {
-    return zeroFallback(node, offset, length, flags, error);
+    return zeroFallback(error, node, { offset, length, flags });
   }
 }
 
+interface ZeroRequest {
+  readonly offset: number;
+  readonly length: number;
+  readonly flags: RequestFlags;
+}
+
+/** Writes zeroes where the driver can't make them, unless only the fast way is wanted. */
 function zeroFallback(
-  node: BlockNode,
-  offset: number,
-  length: number,
-  flags: RequestFlags,
   error: unknown,
+  node: BlockNode,
+  { offset, length, flags }: ZeroRequest,
 ): Promise<void> {
   const unsupported = error instanceof BlockError && error.code === 'DF_NOT_SUPPORTED';
   if (!unsupported || (flags & REQ_NO_FALLBACK) !== 0) return Promise.reject(error);

@@ -6,7 +6,7 @@ import type { ChildEdge } from './edge.js';
 import { type BlockGraph, isBelow, UNUSED_PERMISSIONS } from './graph.js';
 import { BlockNode } from './node.js';
 import { PERM_CONSISTENT_READ } from './permissions.js';
-import { setReadOnlyLocked } from './reopen.js';
+import { makeReadOnlyLocked } from './reopen.js';
 import type { Change } from './transaction.js';
 
 const BACKING = 'backing';
@@ -106,7 +106,7 @@ class Snapshot {
     return this.#graph.exclusive(async () => {
       const node = this.#node;
       if (node.options.readOnly || node.kind === 'filter') return;
-      await setReadOnlyLocked(this.#graph, node, true).catch(() => undefined);
+      await makeReadOnlyLocked(this.#graph, node).catch(() => undefined);
     });
   }
 

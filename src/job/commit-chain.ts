@@ -19,7 +19,7 @@ import {
   PERM_WRITE,
   PERM_WRITE_UNCHANGED,
 } from '../block/permissions.js';
-import { setReadOnlyLocked } from '../block/reopen.js';
+import { makeReadOnlyLocked, makeWritableLocked } from '../block/reopen.js';
 import { claimNodes } from './node-claims.js';
 
 /** Step of the look at what is allocated, bytes. */
@@ -57,7 +57,7 @@ export class CommitChain {
     const chain = new CommitChain(graph, options, claimNodes([...also, ...nodes], 'commit'));
     try {
       if (base.readOnly) {
-        await graph.exclusive(() => setReadOnlyLocked(graph, base, false));
+        await graph.exclusive(() => makeWritableLocked(graph, base));
         chain.#openedForWriting = true;
       }
     } catch (error) {
@@ -150,7 +150,7 @@ export class CommitChain {
       if (!this.#openedForWriting || keepWritable) return;
       this.#openedForWriting = false;
       // Somebody else may have begun to write there meanwhile: then it stays open for writing.
-      await setReadOnlyLocked(this.#graph, this.base, true).catch(() => undefined);
+      await makeReadOnlyLocked(this.#graph, this.base).catch(() => undefined);
     });
     this.#release();
   }

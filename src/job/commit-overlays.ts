@@ -6,7 +6,7 @@ import { skipFilters } from '../block/chain.js';
 import type { BlockGraph } from '../block/graph.js';
 import { backingFileOf } from '../block/image-name.js';
 import { BlockNode } from '../block/node.js';
-import { setReadOnlyLocked } from '../block/reopen.js';
+import { whileWritableLocked } from '../block/reopen.js';
 
 /** What overlays are to note. */
 export interface BackingChange {
@@ -87,16 +87,10 @@ export async function changeBackingFiles(
   return undo;
 }
 
-async function note(
+function note(
   graph: BlockGraph,
   overlay: BlockNode,
   backing: BackingFile | undefined,
 ): Promise<void> {
-  const { readOnly } = overlay;
-  if (readOnly) await setReadOnlyLocked(graph, overlay, false);
-  try {
-    await overlay.driver.changeBackingFile?.(backing);
-  } finally {
-    if (readOnly) await setReadOnlyLocked(graph, overlay, true);
-  }
+  return whileWritableLocked(graph, overlay, () => overlay.driver.changeBackingFile?.(backing));
 }

@@ -25,7 +25,7 @@ import {
   PERM_WRITE,
   PERM_WRITE_UNCHANGED,
 } from '../block/permissions.js';
-import { setReadOnlyLocked } from '../block/reopen.js';
+import { makeReadOnlyLocked, makeWritableLocked } from '../block/reopen.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
 import { CopyLoop } from './copy-loop.js';
 import { claimNodes } from './node-claims.js';
@@ -137,7 +137,7 @@ export class StreamJob extends BlockJob {
     try {
       this.#chain.freeze(top);
       if (top.readOnly) {
-        await graph.exclusive(() => setReadOnlyLocked(graph, top, false));
+        await graph.exclusive(() => makeWritableLocked(graph, top));
         this.#openedForWriting = true;
       }
       this.#filter = await insertFilter(graph, top, {
@@ -271,7 +271,7 @@ export class StreamJob extends BlockJob {
       for (const edge of this.#edges.splice(0)) await graph.removeEdge(edge);
       if (!this.#openedForWriting) return;
       // Somebody may have begun to write there meanwhile: then it stays open for writing.
-      await setReadOnlyLocked(graph, this.#options.top, true).catch(() => undefined);
+      await makeReadOnlyLocked(graph, this.#options.top).catch(() => undefined);
     });
     this.#releaseNodes?.();
     this.#releaseNodes = undefined;

@@ -14,7 +14,7 @@ import {
 import { drained } from '../../block/drain.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
-import { setReadOnlyLocked } from '../../block/reopen.js';
+import { whileWritableLocked } from '../../block/reopen.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import { StreamJob } from '../../job/stream.js';
 import type { CommandRegistry } from '../registry.js';
@@ -159,15 +159,11 @@ async function changeBackingFile(
     throw new BlockError('DF_INVALID', `'${device}' and image file are not in the same chain`);
   }
   checkIdle(jobs, image);
-  await graph.exclusive(async () => {
-    const readOnly = image.options.readOnly;
-    if (readOnly) await setReadOnlyLocked(graph, image, false);
-    try {
-      await drained([image], () => noteBackingFile(image, filename));
-    } finally {
-      if (readOnly) await setReadOnlyLocked(graph, image, true);
-    }
-  });
+  await graph.exclusive(() =>
+    whileWritableLocked(graph, image, () =>
+      drained([image], () => noteBackingFile(image, filename)),
+    ),
+  );
 }
 
 async function noteBackingFile(image: BlockNode, filename: string): Promise<void> {

@@ -18,7 +18,11 @@ import {
   STATUS_ZERO,
 } from '../../../../src/block/block-driver.js';
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from '../../../../src/block/permissions.js';
-import { reopenNodes, setReadOnlyLocked } from '../../../../src/block/reopen.js';
+import {
+  makeReadOnlyLocked,
+  makeWritableLocked,
+  reopenNodes,
+} from '../../../../src/block/reopen.js';
 import {
   blockDriverSuite,
   expectSame,
@@ -391,10 +395,10 @@ describe('file: auto-read-only', () => {
     await runPeer('qemu-img', ['create', '-q', '-f', 'qcow2', filename, '1M']);
     const image = await useNode({ driver: 'qcow2', 'read-only': true, file }, alone);
     scope.defer(image.close);
-    await image.graph.exclusive(() => setReadOnlyLocked(image.graph, image.node, false));
+    await image.graph.exclusive(() => makeWritableLocked(image.graph, image.node));
     expect(await accessOf()).toEqual([2]);
     await expect(use()).rejects.toMatchObject({ code: 'DF_LOCKED' });
-    await image.graph.exclusive(() => setReadOnlyLocked(image.graph, image.node, true));
+    await image.graph.exclusive(() => makeReadOnlyLocked(image.graph, image.node));
     expect(await accessOf()).toEqual([0]);
     await expect(use()).rejects.toMatchObject({ code: 'DF_LOCKED' });
   });
