@@ -1,7 +1,50 @@
 // SPDX-License-Identifier: MIT
-/** The library entry `diskferry/qmp`: the schema's words, and a monitor to serve commands with. */
-export * from '../protocol/qapi/define.js';
+/**
+ * The library entry `diskferry/qmp`: a client, and a monitor to serve commands of one's own with. A
+ * command is data: `defineCommand` says its name, arguments and result in the words below (`struct`,
+ * `required`, `str` and so on); `CommandRegistry.register` takes it with its handler, and the monitor
+ * checks arguments by it. `defineEvent` does the same for what `EventHub` sends.
+ */
+export {
+  alternate,
+  anyType,
+  array,
+  bool,
+  defineCommand,
+  defineEvent,
+  enumeration,
+  int,
+  int8,
+  int16,
+  int32,
+  int64,
+  lazy,
+  nullType,
+  number,
+  optional,
+  required,
+  size,
+  str,
+  struct,
+  uint8,
+  uint16,
+  uint32,
+  uint64,
+  union,
+} from '../protocol/qapi/define.js';
 export { schemaInfo } from '../protocol/qapi/schema-info.js';
+export type {
+  AnyType,
+  ArgumentsOf,
+  CommandDefinition,
+  DataOf,
+  EventDefinition,
+  Infer,
+  JsonObject,
+  JsonValue,
+  Output,
+  ResultOf,
+} from '../protocol/qapi/types.js';
 export { QapiInputError, type ValidateOptions, validate } from '../protocol/qapi/validate.js';
 export { errorText } from './base/error-text.js';
 export { BlockError } from './base/errors.js';

@@ -252,20 +252,3 @@ export function defineEvent<
     features,
   };
 }
-
-/**
- * An exact integer as a number, for values that only matter below 2^53.
- *
- * @throws {RangeError} it is larger
- */
-export function toSafe(value: number | bigint): number {
-  const result = Number(value);
-  if (!Number.isSafeInteger(result)) throw new RangeError(`${value} is beyond 2^53`);
-  return result;
-}
-
-/** An exact integer as a number, the largest or smallest safe one where it does not fit (limits, speeds). */
-export function clampToSafe(value: number | bigint): number {
-  const result = Number(value);
-  return Math.max(Number.MIN_SAFE_INTEGER, Math.min(Number.MAX_SAFE_INTEGER, result));
-}

@@ -42,7 +42,7 @@ function ofRounds(result: CellResult, server: string, field: keyof Measurement):
 }
 
 /** How many times the subject's rate is that of a peer; NaN where one of them has none. */
-export function ratio(result: CellResult, peer: string): number {
+function ratio(result: CellResult, peer: string): number {
   return ofRounds(result, SUBJECT, 'rate') / ofRounds(result, peer, 'rate');
 }
 

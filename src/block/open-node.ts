@@ -174,7 +174,7 @@ function contextFor(node: BlockNode, options: OpenOptions): OpenContext {
 }
 
 /** The driver's own options: what was given, children and base options left in place by name. */
-export function driverOptions(
+function driverOptions(
   definition: DriverDefinition,
   { given }: Pick<NodeOptions, 'given'>,
 ): DriverOptions {
@@ -182,7 +182,7 @@ export function driverOptions(
   return Object.fromEntries(Object.entries(given).filter(([key]) => !children.has(key)));
 }
 
-export function openContext(node: BlockNode, signal: AbortSignal): OpenContext {
+function openContext(node: BlockNode, signal: AbortSignal): OpenContext {
   const { options } = node;
   return {
     nodeName: node.name,

@@ -26,7 +26,7 @@ export async function jobs(words: readonly string[]): Promise<number> {
 }
 
 /** A line of `query-jobs`, for people. */
-export function describeJob(job: JsonObject): string {
+function describeJob(job: JsonObject): string {
   const { id, type, status, error } = job;
   const [done, total] = [Number(job['current-progress']), Number(job['total-progress'])];
   const percent = total > 0 ? `${Math.floor(Math.min(1, done / total) * 100)}%` : '-';

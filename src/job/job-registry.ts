@@ -113,7 +113,7 @@ export class JobRegistry implements BlockJobObserver {
 }
 
 /** @throws BlockError DF_INVALID: ids are formed as node names are, without a limit of length */
-export function checkJobId(id: string): void {
+function checkJobId(id: string): void {
   if (isIdentifier(id)) return;
   throw new BlockError('DF_INVALID', `Invalid job ID '${id}'`);
 }

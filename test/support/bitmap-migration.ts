@@ -48,7 +48,7 @@ export interface SideOptions {
 }
 
 /** Another program than diskferryd ends with another status on a signal. */
-export async function startSide(scope: Scope, options: SideOptions = {}): Promise<Side> {
+async function startSide(scope: Scope, options: SideOptions = {}): Promise<Side> {
   const dir = await scope.tempDir();
   const image = join(dir, 'disk.img');
   const { format = 'qcow2', program = 'diskferryd' } = options;

@@ -30,7 +30,7 @@ interface Peer {
 }
 
 /** qemu-storage-daemon with the image as node 'disk'. */
-export async function startBitmapPeer(scope: Scope, path: string, more = ''): Promise<Peer> {
+async function startBitmapPeer(scope: Scope, path: string, more = ''): Promise<Peer> {
   const folder = await scope.tempDir();
   const monitor = join(folder, 'qmp');
   const child = spawnTracked('qemu-storage-daemon', [

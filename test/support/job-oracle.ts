@@ -32,7 +32,7 @@ export function checkOrder(heard: readonly Heard[]): void {
   if (!ORDER.test(text)) throw new Error(`events in an order that is not the contract's: ${text}`);
 }
 
-export function actionFor(policy: Policy, noSpace: boolean): string {
+function actionFor(policy: Policy, noSpace: boolean): string {
   if (policy === 'enospc') return noSpace ? 'stop' : 'report';
   return policy;
 }

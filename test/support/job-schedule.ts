@@ -30,7 +30,7 @@ export interface JobChoice {
   readonly onCbwError: 'break-guest-write' | 'break-snapshot';
 }
 
-export const VERBS = [
+const VERBS = [
   'pause',
   'resume',
   'slow',

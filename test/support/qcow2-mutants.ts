@@ -68,7 +68,7 @@ interface Place {
 const OFFSET = 0x00ff_ffff_ffff_fe00n;
 
 /** Where an image has its structures. */
-export function placesOf(image: Buffer): Place[] {
+function placesOf(image: Buffer): Place[] {
   const clusterSize = 2 ** image.readUInt32BE(20);
   const number = (at: number): number =>
     at >= 0 && at + 8 <= image.byteLength ? Number(image.readBigUInt64BE(at) & OFFSET) : 0;
@@ -103,7 +103,7 @@ const NUMBERS = [
 ];
 
 /** Changes some bytes of the metadata. @returns what was done */
-export function mutate(image: Buffer, random: Random): string {
+function mutate(image: Buffer, random: Random): string {
   const places = placesOf(image);
   const told: string[] = [];
   for (let count = random.pick([1, 1, 1, 2, 4]); count > 0; count--) {

@@ -75,7 +75,7 @@ export interface Timed {
 }
 
 /** The source of a conversion; made from the raw one where it is not there yet. */
-export async function convertSource({ source, from }: ConvertCell, set: ImageSet): Promise<string> {
+async function convertSource({ source, from }: ConvertCell, set: ImageSet): Promise<string> {
   const raw = source === 'full' ? rawPath(set) : sparsePath(set);
   if (from === 'raw') return raw;
   const image = join(set.dir, `convert-${source}.qcow2`);

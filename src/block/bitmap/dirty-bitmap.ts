@@ -9,8 +9,8 @@ import { BlockError } from '../../base/errors.js';
 import { NODE_SIZE_MAX } from '../../base/limits.js';
 import { PagedBitset } from './paged-bitset.js';
 
-export const GRANULARITY_MIN = 512;
-export const GRANULARITY_MAX = 2 ** 31;
+const GRANULARITY_MIN = 512;
+const GRANULARITY_MAX = 2 ** 31;
 /** Longest name, bytes: what qcow2 stores. */
 export const BITMAP_NAME_MAX = 1023;
 /** Bytes that are serialised at a time for a digest. */

@@ -10,7 +10,7 @@ import {
 } from './dirty-bitmap.js';
 
 /** Granularity where none is asked for and the node has no clusters, bytes. */
-export const GRANULARITY_DEFAULT = 64 * 1024;
+const GRANULARITY_DEFAULT = 64 * 1024;
 const GRANULARITY_DEFAULT_MIN = 4 * 1024;
 
 /** A holder that knows how large it is: a node. */

@@ -3,7 +3,7 @@
 import { BlockError } from '../../base/errors.js';
 
 /** What is limited; also the names of the sustained limits in QMP. */
-export const BUCKET_NAMES = [
+const BUCKET_NAMES = [
   'bps-total',
   'bps-read',
   'bps-write',

@@ -57,7 +57,7 @@ function newSize(size: number, text: string): number {
   return result;
 }
 
-export function parsePreallocation(text: string): PreallocationMode {
+function parsePreallocation(text: string): PreallocationMode {
   if (PREALLOCATIONS.includes(text)) return text as PreallocationMode;
   throw new BlockError('DF_INVALID', `Invalid preallocation mode '${text}'`);
 }

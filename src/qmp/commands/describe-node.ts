@@ -172,7 +172,7 @@ function anonymousTrackers(node: BlockNode): DirtyBitmap[] {
 }
 
 /** @see qapi BlockDirtyInfo */
-export function describeBitmap(bitmap: DirtyBitmap): Output<typeof BlockDirtyInfo> {
+function describeBitmap(bitmap: DirtyBitmap): Output<typeof BlockDirtyInfo> {
   return {
     ...(bitmap.name !== undefined ? { name: bitmap.name } : {}),
     count: bitmap.count,

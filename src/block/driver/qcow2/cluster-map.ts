@@ -19,7 +19,7 @@ export const RUN_ZERO = 1;
 export const RUN_DATA = 2;
 export const RUN_COMPRESSED = 3;
 /** An entry that breaks the format's rules; `problem` says which. */
-export const RUN_INVALID = 4;
+const RUN_INVALID = 4;
 
 /** A run of guest bytes of one kind. */
 export class Run {

@@ -11,7 +11,7 @@ import type { DriverOptions } from '../../block-driver.js';
 import type { Geometry } from './geometry.js';
 
 /** Structures that writes are kept out of. */
-export const OVERLAP_CHECKS = [
+const OVERLAP_CHECKS = [
   'main-header',
   'active-l1',
   'active-l2',

@@ -6,7 +6,6 @@ import {
   anyType,
   array,
   bool,
-  clampToSafe,
   enumeration,
   int,
   int8,
@@ -19,7 +18,6 @@ import {
   size,
   str,
   struct,
-  toSafe,
   uint16,
   uint64,
   union,
@@ -134,14 +132,6 @@ describe('integers', () => {
     expect(validate(Small, { a: -128, b: 65535 })).toEqual({ a: -128, b: 65535 });
     expect(() => validate(Small, { a: 128 })).toThrow("Parameter 'a' expects int8_t");
     expect(() => validate(Small, { b: 65536 })).toThrow("Parameter 'b' expects uint16_t");
-  });
-
-  test('become safe numbers, or a refusal, or the nearest', () => {
-    expect(toSafe(5n)).toBe(5);
-    expect(() => toSafe(2n ** 53n)).toThrow(RangeError);
-    expect(clampToSafe(-5n)).toBe(-5);
-    expect(clampToSafe(2n ** 63n)).toBe(Number.MAX_SAFE_INTEGER);
-    expect(clampToSafe(-(2n ** 63n))).toBe(Number.MIN_SAFE_INTEGER);
   });
 });
 
