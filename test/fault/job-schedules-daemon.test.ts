@@ -39,7 +39,7 @@ const OPTIONS = {
 };
 /** A step of waiting, milliseconds. */
 const WAIT_MS = 3;
-const END_TIMEOUT_MS = 30_000;
+const END_TIMEOUT_MS = 60_000;
 
 /** What a verb may be answered with; which of them fits depends on when it arrives. */
 const REFUSALS =

@@ -29,7 +29,7 @@ const OPTIONS = { size: SIZE, alignment: 512, faults: FAULTS, stepsMax: 30, slow
 /** Turns of the event loop in which a write has to end that nothing may hold up. */
 const WRITE_TURNS = 400;
 /** A job that can't be brought to an end in this time hangs, milliseconds. */
-const END_TIMEOUT_MS = 20_000;
+const END_TIMEOUT_MS = 60_000;
 
 class Run {
   readonly heard: Heard[] = [];

@@ -23,7 +23,7 @@ const SIZE = CLUSTERS * CLUSTER + 1024;
 const ENOSPC = 28;
 const EIO = 5;
 const SLOW = 2_000_000;
-const END_TIMEOUT_MS = 30_000;
+const END_TIMEOUT_MS = 60_000;
 /** Resumptions of a job whose target goes on failing, before it is called off. */
 const RESUMES_MAX = 3;
 

@@ -28,7 +28,7 @@ const SEED = Number(process.env.QCOW2_MUTANT_SEED ?? 1);
 /** Memory that one bad image may cost, bytes: caches and the largest tables that are allowed. */
 const MEMORY_MAX = 256 * MIB;
 /** Far more than any image of this size takes. */
-const TIME_MAX_MS = 30_000;
+const TIME_MAX_MS = 60_000;
 
 /** Fails for any reason but one that the user is told. @returns false: it failed with one */
 async function tolerated(work: () => unknown): Promise<boolean> {

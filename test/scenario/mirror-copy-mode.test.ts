@@ -2,7 +2,7 @@
 /** Mirrors whose writes reach the target before they are done, as managers and operators ask for them. */
 import { describe, expect, it } from 'vitest';
 import { NbdClient } from '../../src/nbd.js';
-import { MIB } from '../support/images.js';
+import { KIB, MIB } from '../support/images.js';
 import { runPeer } from '../support/peers.js';
 import type { QmpClient } from '../support/qmp-client.js';
 import { type ServedImage, serveImage } from '../support/served-image.js';
@@ -103,7 +103,7 @@ describe('copy-mode', () => {
     const { source, target, qmp, mirror } = await twoDaemons(scope);
     const guest = await connectTo(source);
     scope.defer(() => guest.close());
-    await mirror({ 'copy-mode': 'auto', speed: 2 * MIB });
+    await mirror({ 'copy-mode': 'auto', speed: 256 * KIB });
     let writing = true;
     const writer = (async () => {
       for (let n = 0; writing; n++) {
@@ -114,7 +114,9 @@ describe('copy-mode', () => {
     })();
     const { data } = await qmp.event('BLOCK_JOB_NOT_CONVERGING');
     expect(data).toMatchObject({ device: 'job', 'copy-mode': 'write-blocking' });
-    // Writes no longer add to what is to be copied, so at whatever speed there is an end to it.
+    // Writes no longer add to what is to be copied, so at whatever speed there is an end to it: at
+    // this one while the test waits.
+    await qmp.execute('block-job-set-speed', { device: 'job', speed: 2 * MIB });
     await qmp.event('BLOCK_JOB_READY');
     writing = false;
     await writer;

@@ -22,7 +22,7 @@ import type { SeededRandom } from './seeded-random.js';
 import type { Scope } from './temp.js';
 
 const SESSION = { isNegotiating: false, offered: [], negotiate: () => undefined };
-const END_TIMEOUT_MS = 20_000;
+const END_TIMEOUT_MS = 60_000;
 
 export interface ImageOptions {
   readonly size: number;

@@ -9,8 +9,8 @@ import { collect, spawnTracked } from './peers.js';
 import { QmpClient } from './qmp-client.js';
 import type { Scope } from './temp.js';
 
-const READY_TIMEOUT_MS = 20_000;
-const STOP_TIMEOUT_MS = 20_000;
+const READY_TIMEOUT_MS = 60_000;
+const STOP_TIMEOUT_MS = 60_000;
 const POLL_MS = 10;
 
 /**

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 import { connect, type Socket } from 'node:net';
 
-const REPLY_TIMEOUT_MS = 30_000;
+const REPLY_TIMEOUT_MS = 60_000;
 
 export interface QmpEvent {
   readonly event: string;

@@ -28,7 +28,7 @@ import {
 } from './nbd-wire.js';
 import type { Scope } from './temp.js';
 
-const RECEIVE_TIMEOUT_MS = 20_000;
+const RECEIVE_TIMEOUT_MS = 60_000;
 
 export class RawNbd {
   readonly #socket: Socket;

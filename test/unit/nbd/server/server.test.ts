@@ -13,7 +13,7 @@ import type { Scope } from '../../../support/temp.js';
 import { client, MIB, pattern, type Served, serve } from './served.js';
 
 async function until(condition: () => boolean): Promise<void> {
-  for (let tries = 0; tries < 1000 && !condition(); tries++) await sleep(10);
+  for (let tries = 0; tries < 6000 && !condition(); tries++) await sleep(10);
   expect(condition()).toBe(true);
 }
 
