@@ -152,7 +152,7 @@ test('who gives up again and again is not kept waiting longer', async () => {
 test('what is asked of a silent server to clean up after giving up does not wait either', async () => {
   const { client } = await start({ onRequest: () => true });
   client.cancelWaiting();
-  await new Promise((resolve) => setTimeout(resolve, 100));
+  await nextTurn();
   expect((await failure(client.flush())).message).toMatch(/no answer for 2 s/);
 });
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 import { connect, createServer, type Server } from 'node:net';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { load } from 'koffi';
 import { describe, expect, it } from 'vitest';
 import { WebSocket } from 'ws';
@@ -242,7 +242,7 @@ describe('memory', () => {
     );
     raw.send(...requests);
     await until(() => (served.server.connections()[0]?.unsentBytes ?? 0) > 1 * MIB);
-    await sleep(100);
+    for (let turns = 0; turns < 200; turns++) await nextTurn();
     expect(served.server.totals.memoryBytes).toBeLessThan(6 * MIB);
     raw.resumeReading();
     for (let count = 0; count < 200; count++) await raw.reply(MIB);
