@@ -5,8 +5,9 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { waitUntil } from '../support/daemon.js';
 import { allocatedBytes, KIB, MIB, patternBytes } from '../support/images.js';
+import { untilMonitor } from '../support/listening.js';
 import { runPeer, spawnTracked } from '../support/peers.js';
-import { QmpClient } from '../support/qmp-client.js';
+import type { QmpClient } from '../support/qmp-client.js';
 import { serveImage } from '../support/served-image.js';
 import { type Scope, testScope } from '../support/temp.js';
 
@@ -43,11 +44,11 @@ async function guestWrites(uri: string, ...commands: readonly string[]): Promise
 
 /** Starts a server; `stop` ends it, as the end of the scope does in any case. */
 function startServer(scope: Scope, program: string, args: readonly string[]) {
-  const server = spawnTracked(program, args, { stdio: 'ignore' });
-  const ended = new Promise((resolve) => server.once('close', resolve));
-  const stop = async (signal: NodeJS.Signals = 'SIGTERM') => server.kill(signal) && (await ended);
+  const child = spawnTracked(program, args, { stdio: 'ignore' });
+  const ended = new Promise((resolve) => child.once('close', resolve));
+  const stop = async (signal: NodeJS.Signals = 'SIGTERM') => child.kill(signal) && (await ended);
   scope.defer(() => stop('SIGKILL'));
-  return { stop };
+  return { child, stop };
 }
 
 const PEERS = ['qemu-nbd', 'qemu-storage-daemon', 'nbdkit file', 'nbdkit memory', 'nbd-server'];
@@ -217,22 +218,14 @@ describe('a chain of backups in qcow2 overlays that qemu-nbd writes', () => {
 /** An emulator with one disk `d0`, on node `n0`, and no guest. */
 async function startQemu(scope: Scope, image: string) {
   const path = join(await scope.tempDir(), 'qmp.sock');
-  const { stop } = startServer(scope, 'qemu-system-x86_64', [
+  const { child, stop } = startServer(scope, 'qemu-system-x86_64', [
     ...['-machine', 'none', '-accel', 'tcg', '-S', '-nodefaults', '-display', 'none'],
     ...['-drive', `if=none,id=d0,node-name=n0,format=raw,discard=unmap,file=${image}`],
     ...['-qmp', `unix:${path},server=on,wait=off`],
   ]);
-  let qmp: QmpClient | undefined;
-  // The socket is there a moment before anybody listens on it.
-  const connected = async (): Promise<boolean> => {
-    qmp = await QmpClient.connect(path).catch(() => undefined);
-    return qmp !== undefined;
-  };
-  await waitUntil(connected, { what: () => 'the monitor of QEMU' });
-  if (qmp === undefined) throw new Error('QEMU has no monitor');
-  const monitor: QmpClient = qmp;
-  scope.defer(() => monitor.close());
-  return { qmp: monitor, stop };
+  const qmp = await untilMonitor(child, path);
+  scope.defer(() => qmp.close());
+  return { qmp, stop };
 }
 
 /** Writes by the block layer of the emulator, as its guest would. */
@@ -248,7 +241,7 @@ async function emulatorWrites(qmp: QmpClient, ...commands: readonly string[]): P
  * image fails, because another descriptor takes the place of the one in use.
  */
 const QEMU_RACE = 'Bad file descriptor';
-const ATTEMPTS = 4;
+const ATTEMPTS = 10;
 
 /** @returns false when the emulator has lost its race */
 async function becameReady(qmp: QmpClient): Promise<boolean> {

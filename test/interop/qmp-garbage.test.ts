@@ -25,7 +25,7 @@ function answers(program: string, args: readonly string[]): string[] {
   const { stdout, stderr } = spawnSync(
     program,
     [...args, '--chardev', 'stdio,id=c', '--monitor', 'c'],
-    { input: Buffer.concat([...pieces, END]), timeout: 20_000, encoding: 'utf8' },
+    { input: Buffer.concat([...pieces, END]), timeout: 60_000, encoding: 'utf8' },
   );
   const lines = stdout.split('\n').filter((line) => line !== '');
   expect(lines.length, stderr).toBeGreaterThan(GARBAGE.length);

@@ -2,12 +2,10 @@
 /** What qemu-storage-daemon takes the bitmaps of a qcow2 image to be. */
 import { once } from 'node:events';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { untilMonitor } from './listening.js';
 import { spawnTracked } from './peers.js';
-import { QmpClient } from './qmp-client.js';
+import type { QmpClient } from './qmp-client.js';
 import type { Scope } from './temp.js';
-
-const ATTEMPTS_MAX = 400;
 
 /** As `query-named-block-nodes` has them. */
 export interface ShownBitmap {
@@ -40,20 +38,13 @@ async function startBitmapPeer(scope: Scope, path: string, more = ''): Promise<P
   ]);
   const exited = once(child, 'exit');
   scope.defer(() => child.kill('SIGTERM'));
-  for (let attempt = 0; ; attempt++) {
-    try {
-      const qmp = await QmpClient.connect(monitor);
-      const stop = async (): Promise<void> => {
-        await qmp.close();
-        child.kill('SIGTERM');
-        await exited;
-      };
-      return { qmp, stop };
-    } catch (error) {
-      if (attempt === ATTEMPTS_MAX || child.exitCode !== null) throw error;
-      await sleep(25);
-    }
-  }
+  const qmp = await untilMonitor(child, monitor);
+  const stop = async (): Promise<void> => {
+    qmp.close();
+    child.kill('SIGTERM');
+    await exited;
+  };
+  return { qmp, stop };
 }
 
 /** The bitmaps of node 'disk' with the digests of those that can be used. */

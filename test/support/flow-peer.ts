@@ -3,6 +3,7 @@
 import { join } from 'node:path';
 import { Daemon, startDaemon, waitUntil } from './daemon.js';
 import { type Json, type JsonObject, parseExact } from './flow-text.js';
+import { untilMonitor } from './listening.js';
 import { spawnTracked } from './peers.js';
 import type { QmpClient } from './qmp-client.js';
 import type { Scope } from './temp.js';
@@ -119,18 +120,8 @@ export async function startPlayer(scope: Scope, player: Player, cwd: string): Pr
     );
     const daemon = new Daemon(child, dir, path);
     scope.defer(() => daemon.stop());
-    // Its socket is there before it listens.
-    const connected = (): Promise<QmpClient | undefined> =>
-      daemon.qmp(scope).catch(() => undefined);
-    let qmp = await connected();
-    await waitUntil(
-      async () => {
-        qmp ??= await connected();
-        return qmp !== undefined;
-      },
-      { what: () => `QEMU to start; ${daemon.log}` },
-    );
-    if (qmp === undefined) throw new Error('no monitor');
+    const qmp = await untilMonitor(child, path);
+    scope.defer(() => qmp.close());
     return new Peer(daemon, qmp);
   }
   const command = player === 'diskferryd' ? {} : { command: [player] };

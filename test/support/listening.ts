@@ -3,6 +3,7 @@
 import type { ChildProcess } from 'node:child_process';
 import { connect } from 'node:net';
 import { waitUntil } from './daemon.js';
+import { QmpClient } from './qmp-client.js';
 
 /** Connects to a UNIX socket and hangs up. */
 function answers(path: string): Promise<boolean> {
@@ -16,16 +17,33 @@ function answers(path: string): Promise<boolean> {
   });
 }
 
+/** Tries until it succeeds. @throws Error when the process ends first, or it takes too long */
+async function until<T>(
+  child: ChildProcess,
+  path: string,
+  attempt: () => Promise<T | undefined>,
+): Promise<T> {
+  const program = child.spawnargs.join(' ');
+  const ended = (): boolean => child.exitCode !== null || child.signalCode !== null;
+  let result: T | undefined;
+  const done = async (): Promise<boolean> => {
+    result = await attempt();
+    return result !== undefined || ended();
+  };
+  await waitUntil(done, { what: () => `${program} to listen on ${path}` });
+  if (result !== undefined) return result;
+  throw new Error(`${program} ended with ${child.exitCode ?? child.signalCode}`);
+}
+
 /**
  * Waits until a server takes connections. It sees one that says nothing, so it has to be one that
  * serves more than one client.
- * @throws Error when the server ends first, or takes too long
  */
 export async function untilListens(child: ChildProcess, path: string): Promise<void> {
-  const program = child.spawnargs.join(' ');
-  const ended = (): boolean => child.exitCode !== null || child.signalCode !== null;
-  await waitUntil(async () => (await answers(path)) || ended(), {
-    what: () => `${program} to listen on ${path}`,
-  });
-  if (ended()) throw new Error(`${program} ended with ${child.exitCode ?? child.signalCode}`);
+  await until(child, path, async () => ((await answers(path)) ? true : undefined));
+}
+
+/** Connects to a monitor as soon as its program listens; the caller closes the connection. */
+export function untilMonitor(child: ChildProcess, path: string): Promise<QmpClient> {
+  return until(child, path, () => QmpClient.connect(path).catch(() => undefined));
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** Monitors of the real programs, for the same dialogue with them and with us. */
 import { join } from 'node:path';
-import { startDaemon, waitUntil } from './daemon.js';
+import { startDaemon } from './daemon.js';
+import { untilMonitor } from './listening.js';
 import { spawnTracked } from './peers.js';
-import { QmpClient } from './qmp-client.js';
+import type { QmpClient } from './qmp-client.js';
 import type { Scope } from './temp.js';
 
 export type QmpPeer = 'diskferryd' | 'qemu-storage-daemon' | 'qemu-system-x86_64';
@@ -21,15 +22,7 @@ export async function startMonitor(scope: Scope, peer: QmpPeer): Promise<QmpClie
         ]);
   const child = spawnTracked(peer, args);
   scope.defer(() => void child.kill('SIGKILL'));
-  let client: QmpClient | undefined;
-  // The socket is there a moment before anybody listens on it.
-  const connected = async (): Promise<boolean> => {
-    client = await QmpClient.connect(path).catch(() => undefined);
-    return client !== undefined || child.exitCode !== null;
-  };
-  await waitUntil(connected, { what: () => `${peer} to listen on ${path}` });
-  if (client === undefined) throw new Error(`${peer} ended with ${child.exitCode}`);
-  const monitor: QmpClient = client;
+  const monitor = await untilMonitor(child, path);
   scope.defer(() => monitor.close());
   return monitor;
 }

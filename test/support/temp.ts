@@ -35,7 +35,8 @@ export class Scope {
   /** A fresh folder below the system's temporary one, removed when the scope closes. */
   async tempDir(): Promise<string> {
     const path = await mkdtemp(join(tmpdir(), 'diskferry-'));
-    this.defer(() => rm(path, { recursive: true, force: true }));
+    // What is being ended may still make or remove files there.
+    this.defer(() => rm(path, { recursive: true, force: true, maxRetries: 5 }));
     return path;
   }
 }

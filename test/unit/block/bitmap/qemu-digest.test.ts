@@ -2,8 +2,9 @@
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import { DirtyBitmap } from '../../../../src/block/bitmap/dirty-bitmap.js';
+import { untilMonitor } from '../../../support/listening.js';
 import { runPeer, spawnTracked } from '../../../support/peers.js';
-import { QmpClient } from '../../../support/qmp-client.js';
+import type { QmpClient } from '../../../support/qmp-client.js';
 import { type Scope, testScope } from '../../../support/temp.js';
 
 const SIZE = 100 * 1024 * 1024 + 512;
@@ -25,16 +26,9 @@ async function startPeer(scope: Scope): Promise<{ qmp: QmpClient; uri: string }>
     ...['--chardev', `socket,id=m,path=${monitor},server=on,wait=off`, '--monitor', 'm'],
   ]);
   scope.defer(() => peer.kill('SIGTERM'));
-  for (let attempt = 0; ; attempt++) {
-    try {
-      const qmp = await QmpClient.connect(monitor);
-      scope.defer(() => qmp.close());
-      return { qmp, uri: `nbd+unix:///disk?socket=${folder}/nbd` };
-    } catch (error) {
-      if (attempt === 200) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
-  }
+  const qmp = await untilMonitor(peer, monitor);
+  scope.defer(() => qmp.close());
+  return { qmp, uri: `nbd+unix:///disk?socket=${folder}/nbd` };
 }
 
 it('has the digest and the count that qemu-storage-daemon has for the same writes', async () => {
