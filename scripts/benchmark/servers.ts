@@ -14,7 +14,7 @@ export const TRANSPORTS: readonly Transport[] = ['unix', 'tcp'];
 
 const HOST = '127.0.0.1';
 const GREETING_BYTES = 18;
-const START_TIMEOUT_MS = 10_000;
+const START_TIMEOUT_MS = 60_000;
 const RETRY_MS = 1;
 
 /** Where a server is to listen. */

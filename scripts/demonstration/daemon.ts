@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { QmpClient } from '../../src/qmp.js';
 
 const LAUNCHER = fileURLToPath(new URL('../../src/daemon/launch.cjs', import.meta.url));
-const START_MS = 10_000;
+const START_MS = 30_000;
 
 export interface DemoDaemonOptions {
   readonly folder: string;

@@ -169,7 +169,7 @@ test('a Linux guest goes on writing files while its disk is moved to another dae
     oldImage,
     [...ledger.sums].filter(([name]) => before.has(name)),
   );
-}, 200_000);
+}, 400_000);
 
 /** The file system is clean, and has each file as it was told. */
 async function checkFiles(image: string, sums: Iterable<readonly [string, string]>) {

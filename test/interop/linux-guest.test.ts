@@ -78,4 +78,4 @@ test('a Linux guest runs from one export and makes a file system on another', as
     const dumped = await runPeer('debugfs', ['-R', `cat /${name}`, image]);
     expect(dumped.stdout === content, `${name} read back on the host`).toBe(true);
   }
-}, 200_000);
+}, 400_000);

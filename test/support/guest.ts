@@ -5,7 +5,7 @@ import { PEER_PATH, runPeer, tryPeer } from './peers.js';
 import type { Scope } from './temp.js';
 
 /** TCG on a loaded two-core machine; without load a boot takes some 20 s. */
-const GUEST_TIMEOUT_MS = 150_000;
+const GUEST_TIMEOUT_MS = 300_000;
 const ROOT_DISK_BYTES = 96 * 1024 * 1024;
 
 const DISK_MODULES = ['virtio_pci', 'virtio_blk'];
