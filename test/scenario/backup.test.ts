@@ -72,6 +72,14 @@ async function sparseFile(path: string): Promise<string> {
   return path;
 }
 
+/** Serves what is behind a copy-before-write filter. @returns its address */
+async function exportSnapshot({ qmp, source }: Disk, file: string): Promise<string> {
+  const node = { driver: 'snapshot-access', 'node-name': 'snap', file };
+  await qmp.execute('blockdev-add', node);
+  await qmp.execute('block-export-add', { type: 'nbd', id: 'snap', 'node-name': 'snap' });
+  return `nbd+unix:///snap?socket=${source.socketPath}`;
+}
+
 const BACKUP = {
   'job-id': 'job',
   device: 'disk',
@@ -245,13 +253,7 @@ describe('blockdev-backup', () => {
     const atStart = await readFile(source.path);
     const none = { ...BACKUP, sync: 'none', 'filter-node-name': 'cbw' };
     await qmp.execute('blockdev-backup', none);
-    await qmp.execute('blockdev-add', {
-      driver: 'snapshot-access',
-      'node-name': 'snap',
-      file: 'cbw',
-    });
-    await qmp.execute('block-export-add', { type: 'nbd', id: 'snap', 'node-name': 'snap' });
-    const uri = `nbd+unix:///snap?socket=${source.socketPath}`;
+    const uri = await exportSnapshot(disk, 'cbw');
     const writer = startWriter(guest, Buffer.alloc(SIZE));
     const copy = join(dir, 'copy.img');
     await runPeer('nbdcopy', [uri, copy]);
@@ -339,13 +341,7 @@ describe('copy-before-write', () => {
     const model = await readFile(source.path);
     const writer = startWriter(guest, model);
     await qmp.execute('blockdev-reopen', { options: [{ ...disked, file: 'cbw' }] });
-    await qmp.execute('blockdev-add', {
-      driver: 'snapshot-access',
-      'node-name': 'snap',
-      file: 'cbw',
-    });
-    await qmp.execute('block-export-add', { type: 'nbd', id: 'snap', 'node-name': 'snap' });
-    const uri = `nbd+unix:///snap?socket=${source.socketPath}`;
+    const uri = await exportSnapshot(disk, 'cbw');
     const [one, two] = [join(dir, 'one.img'), join(dir, 'two.img')];
     await runPeer('nbdcopy', [uri, one]);
     await runPeer('nbdcopy', [uri, two]);

@@ -88,9 +88,25 @@ async function runOnce(
   child.stdin?.on('error', () => {}); // a peer may leave without reading; its status tells
   child.stdin?.end(options.input);
   const timeoutMs = options.timeoutMs ?? PEER_TIMEOUT_MS;
-  let timedOut = false;
+  const status = await statusOf(child, { program, timeoutMs });
+  if (status === 'late') {
+    throw new Error(
+      `${program} ${args.join(' ')} did not end in ${timeoutMs} ms\n` +
+        `${stdout.text().slice(-4000)}\n${stderr.text().slice(-4000)}`,
+    );
+  }
+  const stdoutBytes = stdout.bytes();
+  return { ...status, stdoutBytes, stdout: stdoutBytes.toString('utf8'), stderr: stderr.text() };
+}
+
+/** How a program ended, once all that it said has come; `late`: it was killed after its time. */
+async function statusOf(
+  child: ChildProcess,
+  { program, timeoutMs }: { readonly program: string; readonly timeoutMs: number },
+): Promise<Pick<PeerResult, 'code' | 'signal'> | 'late'> {
+  let late = false;
   const timer = setTimeout(() => {
-    timedOut = true;
+    late = true;
     child.kill('SIGKILL');
   }, timeoutMs);
   try {
@@ -102,20 +118,7 @@ async function runOnce(
         child.once('close', (...status) => resolve(status));
       },
     );
-    if (timedOut) {
-      throw new Error(
-        `${program} ${args.join(' ')} did not end in ${timeoutMs} ms\n` +
-          `${stdout.text().slice(-4000)}\n${stderr.text().slice(-4000)}`,
-      );
-    }
-    const stdoutBytes = stdout.bytes();
-    return {
-      code: code ?? 128,
-      signal,
-      stdoutBytes,
-      stdout: stdoutBytes.toString('utf8'),
-      stderr: stderr.text(),
-    };
+    return late ? 'late' : { code: code ?? 128, signal };
   } finally {
     clearTimeout(timer);
     children.delete(child);
