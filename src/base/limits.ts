@@ -68,6 +68,8 @@ export const FILE_SEND_PEEK_STEP = 128 * KIB;
 /** How often, milliseconds, and how many times a drain looks whether clients have read lent pages. */
 export const FILE_LENT_CHECK_MS = 1;
 export const FILE_LENT_CHECKS_MAX = 1000;
+/** Most that one call copies from file to file, bytes: a job that is cancelled waits for it. */
+export const FILE_COPY_STEP = 16 * MIB;
 /** Longest write that goes into the page cache on the event loop, bytes. */
 export const FILE_WRITE_NOW_MAX = 1 * MIB;
 /**

@@ -5,7 +5,7 @@ import { isPromise, type MaybePromise } from '../base/maybe-promise.js';
 import type { BlockLimits, RequestFlags, TruncateOptions } from './block-driver.js';
 import { type ChainExtent, chainStatus } from './block-status.js';
 import type { ChildEdge, EdgeParent } from './edge.js';
-import type { RangeUse, SendRequest } from './file-range.js';
+import type { FileRange, RangeUse, SendRequest } from './file-range.js';
 import { InFlight } from './in-flight.js';
 
 interface Waiting {
@@ -111,6 +111,12 @@ export class BlockBackend implements EdgeParent {
     }
   }
 
+  /** A write of bytes that a file has; 0: it can't, `write` has to do it. */
+  writeFrom(offset: number, source: FileRange, flags: RequestFlags = 0): MaybePromise<number> {
+    if (this.#heldBy !== 0) return 0;
+    return this.#change(() => this.root.node.writeFrom(offset, source, flags));
+  }
+
   writeZeroes(offset: number, length: number, flags: RequestFlags = 0): MaybePromise<void> {
     if (this.#heldBy !== 0) return this.#later(() => this.writeZeroes(offset, length, flags));
     return this.#change(() => this.root.node.writeZeroes(offset, length, flags));
@@ -188,10 +194,10 @@ export class BlockBackend implements EdgeParent {
   }
 
   /** A request that changes the node and is rare enough for a closure. */
-  #change(submit: () => MaybePromise<void>): MaybePromise<void> {
+  #change<T>(submit: () => MaybePromise<T>): MaybePromise<T> {
     try {
       const pending = submit();
-      if (pending !== undefined) return this.#track(pending, 'write');
+      return isPromise(pending) ? this.#track(pending, 'write') : pending;
     } catch (error) {
       this.#observer.failed?.('write', error);
       throw error;

@@ -32,6 +32,8 @@ export const REQ_WRITE_COMPRESSED = 32;
 export const REQ_LEND = 64;
 /** As REQ_LEND, but only if a lost peer fails the request at once, and then nobody uses the target. */
 export const REQ_LEND_ONCE = 128;
+/** `writeFrom` only: the system may copy from file to file, zeroes too, wherever it is able to. */
+export const REQ_OFFLOAD = 256;
 export type RequestFlags = number;
 
 /** What a driver asks of the requests that it gets. All in bytes; powers of two where alignment. */
@@ -161,7 +163,7 @@ export interface BlockDriver {
   /**
    * Writes a leading part of a range of a file, for drivers that can have it copied by the system. In
    * range, or past the end as `write`. Never called where somebody looks for zeroes.
-   * @param flags REQ_LEND, REQ_LEND_ONCE, or the bytes are taken before the request ends, however it does
+   * @param flags REQ_OFFLOAD; REQ_LEND or REQ_LEND_ONCE, or bytes are taken before the request ends, in any case
    * @returns bytes written; 0: none, and `write` has to do it, also where copying failed: it tells why
    * @throws BlockError what has nothing to do with the data: tables of an image, a peer; or of the source
    */

@@ -52,6 +52,9 @@ export const native = {
   syscall: declare<[number, Descriptor, Uint8Array, Uint8Array, number]>(
     'long syscall(long number, int fd, void *range, void *result, unsigned int flags)',
   ),
+  copyFileRange: declare<[Descriptor, Uint8Array, Descriptor, Uint8Array, number, number]>(
+    'long copy_file_range(int in, void *from, int out, void *to, size_t length, unsigned int flags)',
+  ),
   getpagesize: declare<[]>('int getpagesize()'),
   ioctl: declare<[Descriptor, number, Uint8Array]>(
     'int ioctl(int fd, unsigned long request, void *argument)',

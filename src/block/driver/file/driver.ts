@@ -14,6 +14,7 @@ import {
   type Extent,
   type OpenContext,
   REQ_FUA,
+  REQ_OFFLOAD,
   type RequestFlags,
   STATUS_ALLOCATED,
   STATUS_DATA,
@@ -21,7 +22,7 @@ import {
   STATUS_ZERO,
   type TruncateOptions,
 } from '../../block-driver.js';
-import type { RangeUse, SendRequest } from '../../file-range.js';
+import type { FileRange, RangeUse, SendRequest } from '../../file-range.js';
 import type { NodeOptions } from '../../node-options.js';
 import { PERM_RESIZE, type PermissionMask, type ShareMask } from '../../permissions.js';
 import { createFile } from './create.js';
@@ -102,6 +103,19 @@ class FileDriver implements BlockDriver {
     const end = offset + buffer.byteLength;
     if (pending !== undefined) return pending.then(() => this.#grownTo(end));
     if (end > this.#size) this.#grownTo(end);
+  }
+
+  writeFrom(
+    offset: number,
+    { file, offset: from, length }: FileRange,
+    flags: RequestFlags,
+  ): MaybePromise<number> {
+    const { copier } = this.#access.handle;
+    if ((flags & (REQ_OFFLOAD | REQ_FUA)) !== REQ_OFFLOAD || !copier.takes(file)) return 0;
+    return copier.copy(offset, file, from, length).then((copied) => {
+      this.#grownTo(offset + copied);
+      return copied;
+    });
   }
 
   /** Padding up to the alignment of direct I/O may also lie past the end; that is no growth. */

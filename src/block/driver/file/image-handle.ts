@@ -3,6 +3,7 @@
 import { BlockError } from '../../../base/errors.js';
 import { NODE_SIZE_MAX } from '../../../base/limits.js';
 import { checkDeviceWritable, deviceBlockSize, deviceSize } from '../../../sys/block-device.js';
+import { FileCopier } from '../../../sys/copy-file.js';
 import { DiskFile, type OpenFileOptions } from '../../../sys/file.js';
 import { FileHoles } from '../../../sys/holes.js';
 import { ImageLocks } from '../../../sys/locks.js';
@@ -19,6 +20,7 @@ export class ImageHandle {
   readonly holes: FileHoles;
   readonly locks: ImageLocks;
   readonly sender: FileSender;
+  readonly copier: FileCopier;
 
   private constructor(
     readonly file: DiskFile,
@@ -28,6 +30,7 @@ export class ImageHandle {
   ) {
     this.holes = new FileHoles(file);
     this.sender = new FileSender(file);
+    this.copier = new FileCopier(file);
     this.locks = new ImageLocks(file.fd, file.path, LOCK_NAMES);
   }
 

@@ -19,6 +19,7 @@ import {
   type FormatInfo,
   type InternalSnapshots,
   type OpenContext,
+  REQ_OFFLOAD,
   REQ_WRITE_COMPRESSED,
   type RequestFlags,
   type TruncateOptions,
@@ -26,7 +27,7 @@ import {
 import type { Secrets } from '../../crypto/secrets.js';
 import { CRYPTO_SECTOR_SIZE } from '../../crypto/sector-cipher.js';
 import type { ChildEdge } from '../../edge.js';
-import type { RangeUse } from '../../file-range.js';
+import type { FileRange, RangeUse } from '../../file-range.js';
 import { jsonFilename } from '../../filter/pass-through.js';
 import type { NodeOptions } from '../../node-options.js';
 import { changeBackingFile } from './backing-file.js';
@@ -54,6 +55,7 @@ import { snapshotDisk } from './snapshot-disk.js';
 import { statusOf } from './status.js';
 import { writeGuest } from './write.js';
 import { writeCompressed } from './write-compressed.js';
+import { writeGuestFrom } from './write-from.js';
 import { zeroGuest } from './zero.js';
 
 const FEATURES: DriverFeatures = {
@@ -219,6 +221,13 @@ class Qcow2Driver implements BlockDriver {
     this.#checkEnd(offset, buffer.byteLength);
     if ((flags & REQ_WRITE_COMPRESSED) !== 0) return writeCompressed(this.#image, offset, buffer);
     return writeGuest(this.#image, offset, buffer);
+  }
+
+  writeFrom(offset: number, source: FileRange, flags: RequestFlags): MaybePromise<number> {
+    if ((flags & REQ_OFFLOAD) === 0) return 0;
+    this.#image.checkUsable();
+    this.#checkEnd(offset, source.length);
+    return writeGuestFrom(this.#image, offset, source);
   }
 
   writeZeroes(offset: number, length: number, flags: RequestFlags): MaybePromise<void> {

@@ -2,7 +2,7 @@
 /** What an image needs of the nodes below it. A child edge is one; so is a backend. */
 import type { MaybePromise } from '../../../base/maybe-promise.js';
 import type { RequestFlags, TruncateOptions } from '../../block-driver.js';
-import type { RangeUse } from '../../file-range.js';
+import type { FileRange, RangeUse } from '../../file-range.js';
 
 /** A node below: the image file, or the external data file. Offsets and lengths in bytes. */
 export interface ImageIo {
@@ -10,6 +10,7 @@ export interface ImageIo {
   readRange(offset: number, length: number, use: RangeUse): MaybePromise<number>;
   read(offset: number, buffer: Buffer, flags?: RequestFlags): MaybePromise<void>;
   write(offset: number, buffer: Buffer, flags?: RequestFlags): MaybePromise<void>;
+  writeFrom(offset: number, source: FileRange, flags: RequestFlags): MaybePromise<number>;
   writeZeroes(offset: number, length: number, flags?: RequestFlags): MaybePromise<void>;
   discard(offset: number, length: number): MaybePromise<void>;
   flush(): MaybePromise<void>;

@@ -8,6 +8,8 @@ import { alignDown, alignUp } from '../../../base/byte-range.js';
 import { QCOW2_ALLOCATION_MAX } from '../../../base/limits.js';
 import type { MaybePromise } from '../../../base/maybe-promise.js';
 import type { RangeHold } from '../../../base/range-lock.js';
+import { REQ_OFFLOAD } from '../../block-driver.js';
+import type { FileRange } from '../../file-range.js';
 import { type Allocation, allocateNow, reclaim } from './allocate.js';
 import { RUN_UNALLOCATED, Run } from './cluster-map.js';
 import { type Copying, writeAround } from './copy-on-write.js';
@@ -113,6 +115,39 @@ async function later(image: Qcow2Image, taken: Taken, linked: Promise<number>): 
   }
   taken.hold.release();
   await reclaim(image);
+}
+
+/**
+ * As `writeTaken` for whole clusters, whose bytes the system copies from another file.
+ * @returns bytes written: all, or 0 where that could not be done; the clusters come free again then
+ */
+export async function writeTakenFrom(
+  image: Qcow2Image,
+  taken: Taken,
+  source: FileRange,
+): Promise<number> {
+  const { place, hold } = taken;
+  const { offset: start, length } = hold;
+  const { clusterSize } = image.geometry;
+  try {
+    const copied = await image.data.writeFrom(place.offset, source, REQ_OFFLOAD);
+    if (copied < length) {
+      giveBack(image, taken);
+      return 0;
+    }
+    // Not before: a barrier that came meanwhile did not take the data along.
+    image.metadata.unsettle();
+    const { offset: host, fresh } = place;
+    const copying: Copying = { start, host, unit: clusterSize, fresh, reused: false };
+    const plan = { clusters: place.clusters, reuse: undefined, whole: true };
+    await link(image, copying, { offset: start, length, plan });
+  } catch (error) {
+    giveBack(image, taken);
+    throw error;
+  }
+  hold.release();
+  await reclaim(image);
+  return length;
 }
 
 /** After a failure the clusters come free again. */
