@@ -65,6 +65,8 @@ export const FILE_READ_NOW_MAX = 1 * MIB;
 export const NBD_SEND_FILE_MIN = 64 * KIB;
 /** Distance of the places in which it is looked whether a file's pages are read, bytes: one read-ahead. */
 export const FILE_SEND_PEEK_STEP = 128 * KIB;
+/** A job looks for zeroes in pieces of this, lent or not, bytes. */
+export const FILE_LEND_ZERO_UNIT = 256 * KIB;
 /** How often, milliseconds, and how many times a drain looks whether clients have read lent pages. */
 export const FILE_LENT_CHECK_MS = 1;
 export const FILE_LENT_CHECKS_MAX = 1000;

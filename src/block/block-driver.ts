@@ -168,6 +168,8 @@ export interface BlockDriver {
    * @throws BlockError what has nothing to do with the data: tables of an image, a peer; or of the source
    */
   writeFrom?(offset: number, source: FileRange, flags: RequestFlags): MaybePromise<number>;
+  /** The length of a `writeFrom` that pays best, where that is more than a write's, bytes. */
+  readonly passLength?: number | undefined;
   /** Writes all of `buffer`. Absent: the driver is read-only by nature. */
   write?(offset: number, buffer: Buffer, flags: RequestFlags): MaybePromise<void>;
   /**

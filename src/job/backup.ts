@@ -217,6 +217,7 @@ export class BackupJob extends BlockJob {
       ...(copies.writeFlags === 0 && {
         writeFrom: (offset: number, range: FileRange) =>
           copies.target.writeFrom(offset, range, lend),
+        passLength: chunkLengthMax === 0 ? copies.target.node.driver.passLength : undefined,
       }),
       write: (offset, buffer) => copies.target.write(offset, buffer, copies.writeFlags),
       writeZeroes: (offset, length, flags) => copies.target.writeZeroes(offset, length, flags),

@@ -33,6 +33,9 @@ export function copyBetween({
     target: {
       write: (offset, buffer) => target().write(offset, buffer),
       writeFrom: (offset, range) => target().writeFrom(offset, range, lend),
+      get passLength() {
+        return target().driver.passLength;
+      },
       writeZeroes: (offset, length, flags) => target().writeZeroes(offset, length, flags),
     },
   };

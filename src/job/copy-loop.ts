@@ -36,6 +36,8 @@ export interface CopyTarget {
   write(offset: number, buffer: Buffer): MaybePromise<void>;
   /** @see BlockNode.writeFrom. Never succeeds with nothing but zeroes. Absent: everything is written. */
   writeFrom?(offset: number, range: FileRange): MaybePromise<number>;
+  /** How long a `writeFrom` may be where it succeeds, bytes. Absent: as long as any write. */
+  readonly passLength?: number | undefined;
   writeZeroes(offset: number, length: number, flags: number): MaybePromise<void>;
 }
 
@@ -106,6 +108,8 @@ export class CopyLoop {
   readonly #operations = new InFlight();
   readonly #buffers: Buffer[] = [];
   readonly #window: CopyWindow;
+  /** The last copy needed no buffer. */
+  #passes = false;
   #heldBy = 0;
   #cursor = 0;
   #bytesInFlight = 0;
@@ -246,12 +250,12 @@ export class CopyLoop {
   }
 
   #take(run: Operation, extent: ChainExtent): Picked {
-    const { bitmap, chunkLength, size, rate, zeroRunMax } = this.#options;
+    const { bitmap, size, rate, zeroRunMax } = this.#options;
     const zero = (extent.flags & STATUS_ZERO) !== 0;
     const granule = bitmap.granularity;
     const longest = zero
       ? (zeroRunMax?.() ?? ZERO_RUN_MAX)
-      : rate.sliceLength(chunkLength, granule);
+      : rate.sliceLength(this.#longest, granule);
     let length = Math.min(run.length, extent.length, longest);
     const end = run.offset + length;
     // Bits are cleared for whole granules only; a granule of mixed status is copied as data.
@@ -328,8 +332,8 @@ export class CopyLoop {
    * reach. Remembers all that it was told.
    */
   #joined(run: Operation, first: ChainExtent, generation: number): MaybePromise<ChainExtent> {
-    const { source, chunkLength } = this.#options;
-    const wanted = Math.min(run.length, chunkLength);
+    const { source } = this.#options;
+    const wanted = Math.min(run.length, this.#longest);
     let extent = first;
     while ((extent.flags & STATUS_ZERO) === 0 && extent.length < wanted) {
       const offset = run.offset + extent.length;
@@ -403,10 +407,25 @@ export class CopyLoop {
   /** What can't go from the source's file to the target by itself passes through a buffer. */
   async #copy(operation: Operation): Promise<void> {
     const pending = passRange(this.#options, operation);
-    const passed = isPromise(pending) ? await pending : pending;
-    const { offset, length } = operation;
-    if (passed === length) return;
-    await this.#copyByBuffer({ offset: offset + passed, length: length - passed });
+    const gaps = isPromise(pending) ? await pending : pending;
+    this.#passes = gaps === undefined;
+    if (gaps === undefined) return;
+    const { chunkLength } = this.#options;
+    for (const { offset, length } of gaps) {
+      for (let at = 0; at < length; at += chunkLength) {
+        await this.#copyByBuffer({
+          offset: offset + at,
+          length: Math.min(chunkLength, length - at),
+        });
+      }
+    }
+  }
+
+  /** Longest copy of data, bytes: what needs no buffer may be longer. */
+  get #longest(): number {
+    const { chunkLength, target, windowLength } = this.#options;
+    if (!this.#passes) return chunkLength;
+    return Math.max(chunkLength, Math.min(target.passLength ?? 0, windowLength));
   }
 
   async #copyByBuffer(operation: Operation): Promise<void> {

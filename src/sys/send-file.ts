@@ -2,9 +2,15 @@
 /**
  * Bytes of a file from the page cache into a UNIX socket without copying them: sendfile(2) puts references
  * to the pages into the socket's queue. Until the peer has read them the pages are lent: what is
- * written to them meanwhile is what the peer gets. `whenReturned` waits for that to be over.
+ * written to them meanwhile is what the peer gets. `whenReturned` waits for that to be over where
+ * replies were sent; a request's payload is over when the peer has answered.
  */
-import { FILE_LENT_CHECK_MS, FILE_LENT_CHECKS_MAX, FILE_SEND_PEEK_STEP } from '../base/limits.js';
+import {
+  FILE_LEND_ZERO_UNIT,
+  FILE_LENT_CHECK_MS,
+  FILE_LENT_CHECKS_MAX,
+  FILE_SEND_PEEK_STEP,
+} from '../base/limits.js';
 import { subjectLog } from '../base/log.js';
 import type { MaybePromise } from '../base/maybe-promise.js';
 import type { DiskFile } from './file.js';
@@ -116,10 +122,17 @@ export class FilePayload {
 
   /**
    * @param offset in the file, bytes
-   * @returns undefined unless all of it is in the page cache, and certainly not all of it zero
+   * @returns undefined unless all of it is in the page cache, with a byte that is not zero in each
+   * FILE_LEND_ZERO_UNIT
    */
   static of(file: SendableFile, offset: number, length: number): FilePayload | undefined {
-    if (isAtHand(file, offset, length, { notAllZero: true }) !== 'yes') return undefined;
+    for (let at = 0; at < length; ) {
+      const left = length - at;
+      // What is too short to be looked at belongs to what is before it.
+      const part = left < FILE_LEND_ZERO_UNIT + PEEK_LENGTH ? left : FILE_LEND_ZERO_UNIT;
+      if (isAtHand(file, offset + at, part, { notAllZero: true }) !== 'yes') return undefined;
+      at += part;
+    }
     return new FilePayload(file, offset, length);
   }
 

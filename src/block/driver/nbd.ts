@@ -45,12 +45,16 @@ const OLD_SERVER_ALIGNMENT = 512;
 /** Longest zeroing or discard in one go, bytes; the client splits further where the server wants. */
 const EFFECT_MAX = 1024 * MIB;
 
+/** Nothing is copied, so longer requests push nothing out of the processor's caches, bytes. */
+const PASS_LENGTH = 1 * MIB;
+
 export class NbdDriver implements BlockDriver {
   readonly name = 'nbd';
   readonly features: DriverFeatures;
   readonly limits: BlockLimits;
   readonly readOnly: boolean;
   readonly filename: string;
+  readonly passLength: number | undefined;
   readonly #client: NbdClient;
   /** The context that blockStatus asks; undefined: everything is data. */
   readonly #context: string | undefined;
@@ -66,6 +70,7 @@ export class NbdDriver implements BlockDriver {
     this.#context = client.contexts.includes(options.context) ? options.context : undefined;
     this.features = { fua, writeZeroes, discard: trim, backing: false, multiConn };
     this.limits = limitsOf(client);
+    this.passLength = client.takesSources ? Math.min(PASS_LENGTH, client.payloadMax) : undefined;
   }
 
   get size(): number {

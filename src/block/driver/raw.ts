@@ -124,6 +124,10 @@ class RawDriver implements BlockDriver {
     return this.#file.write(offset + this.#window.offset, buffer, flags);
   }
 
+  get passLength(): number | undefined {
+    return this.#file.node.driver.passLength;
+  }
+
   writeFrom(offset: number, source: FileRange, flags: RequestFlags): MaybePromise<number> {
     this.#checkEnd(offset, source.length);
     return this.#file.writeFrom(offset + this.#window.offset, source, flags);

@@ -200,12 +200,12 @@ export class NbdClient {
     return this.#transfer({ command: NBD_CMD_WRITE, flags, offset, length: 0, buffer });
   }
 
-  /** True where `writeFrom` spares anything: bytes go over a socket as they are. */
+  /** True where `writeFrom` spares anything: over UNIX sockets. */
   get takesSources(): boolean {
     return this.#pool.takesSources;
   }
 
-  /** True when requests fail as soon as a connection is lost, instead of being sent over another one. */
+  /** True when requests fail as soon as the server is lost, instead of waiting for its return. */
   get failsWhenLost(): boolean {
     return this.#pool.failsWhenLost;
   }

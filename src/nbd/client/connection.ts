@@ -133,9 +133,8 @@ export class NbdConnection implements TransportSink, ReplyHandler {
     return this.#closed;
   }
 
-  /** See `Transport.fd`. */
   get takesSources(): boolean {
-    return this.#transport.fd !== undefined;
+    return this.#transport.takesSources;
   }
 
   /** True when one more request may go on the wire. */

@@ -112,10 +112,9 @@ export class ConnectionPool implements ConnectionEvents {
     return this.#connections.length === 0;
   }
 
-  /** A request under which the connection is lost fails: there is no other, and none is waited for. */
+  /** Nobody waits for a lost server's return. */
   get failsWhenLost(): boolean {
-    const { reconnectDelayMs } = this.#options;
-    return this.#connections.length === 1 && this.#growth.wanted === 1 && reconnectDelayMs === 0;
+    return this.#options.reconnectDelayMs === 0;
   }
 
   /** True where payloads can go from where they lie into the sockets. */

@@ -20,6 +20,8 @@ export interface TransportSink {
 export interface Transport {
   /** Set right after opening, before the event loop turns; may be replaced between two receives. */
   sink: TransportSink | undefined;
+  /** True where payloads are better sent by who has them. */
+  readonly takesSources: boolean;
   /**
    * The descriptor of a stream socket that takes the bytes as they are; absent where they are wrapped,
    * or once it is closed. May be written to while nothing of `write` is under way.
@@ -88,6 +90,11 @@ const EARLY_LENGTH = 4096;
 
 class SocketTransport implements Transport {
   sink: TransportSink | undefined;
+  /**
+   * Over TCP to this host it takes more time in both programs than it saves: the pages are in nobody's
+   * cache when the server copies them. Between hosts nobody has measured it.
+   */
+  readonly takesSources: boolean;
   readonly #socket: Socket;
   /** Whose buffer the socket holds; undefined: the early buffer. */
   #owner: TransportSink | undefined;
@@ -103,6 +110,7 @@ class SocketTransport implements Transport {
         return true;
       },
     };
+    this.takesSources = address.type === 'unix';
     this.#socket = makeSocket(address, onread);
     this.#socket.on('error', (error) => {
       this.#failure = error;

@@ -18,6 +18,7 @@ import {
 } from './transport.js';
 
 class WebSocketTransport implements Transport {
+  readonly takesSources = false;
   #sink: TransportSink | undefined;
   readonly #socket: WebSocket;
   /** Frames that came before a sink was set: the greeting, at most. */

@@ -8,6 +8,7 @@ import type { Transport } from '../../../../src/nbd/client/transport.js';
 /** A transport that keeps what it is given, and says "sent" when told to. */
 class HeldTransport implements Transport {
   sink = undefined;
+  readonly takesSources = false;
   readonly writes: { pieces: readonly Uint8Array[]; done: () => void }[] = [];
   write(pieces: readonly Uint8Array[], done: () => void): void {
     this.writes.push({ pieces, done });
