@@ -119,8 +119,7 @@ export interface DriverFeatures {
  *
  * Every I/O method returns nothing (or its value) when it completed at once and a promise when it
  * had to wait; the caller awaits only promises. Buffers belong to the caller and must not be kept
- * once the request has ended. Requests may overlap in time; none is submitted after `close`.
- * Failures are thrown (or rejected) as BlockError.
+ * once the request has ended; they may overlap in time. None is submitted after `close`. Errors: BlockError.
  */
 export interface BlockDriver {
   /** Name as in QMP's BlockdevDriver. */
@@ -161,8 +160,7 @@ export interface BlockDriver {
   /** Nothing, or a promise for the time when sockets have delivered what `send` gave them. Bounded. */
   whenIdle?(): MaybePromise<void>;
   /**
-   * Writes a leading part of a range of a file, for drivers that can have it copied by the system. In
-   * range, or past the end as `write`. Never called where somebody looks for zeroes.
+   * Has a leading part of a file's range copied by the system. In range, or past the end as `write`.
    * @param flags REQ_OFFLOAD; REQ_LEND or REQ_LEND_ONCE, or bytes are taken before the request ends, in any case
    * @returns bytes written; 0: none, and `write` has to do it, also where copying failed: it tells why
    * @throws BlockError what has nothing to do with the data: tables of an image, a peer; or of the source
