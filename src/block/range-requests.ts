@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** Requests of a node whose bytes go from file to file, or to a socket, without passing through us. */
 import { isPromise, type MaybePromise } from '../base/maybe-promise.js';
-import type { RequestFlags } from './block-driver.js';
+import { REQ_FUA, type RequestFlags } from './block-driver.js';
 import type { FileRange, RangeUse } from './file-range.js';
 import type { BlockNode } from './node.js';
 import { PERM_RESIZE } from './permissions.js';
@@ -35,7 +35,10 @@ export function writeFrom(
   const { driver, stats, options } = node;
   const { length } = source;
   const plain =
-    isPlain(node, length) && node.rangeLock.count === 0 && options.detectZeroes === 'off';
+    isPlain(node, length) &&
+    node.rangeLock.count === 0 &&
+    options.detectZeroes === 'off' &&
+    ((flags & REQ_FUA) === 0 || driver.features.fua);
   if (
     driver.writeFrom === undefined ||
     node.readOnly ||

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { DiskFile } from '../../../src/sys/file.js';
 import { native } from '../../../src/sys/linux.js';
-import { FileSender } from '../../../src/sys/send-file.js';
+import { FilePayload, FileSender } from '../../../src/sys/send-file.js';
 import { MIB, patternBytes } from '../../support/images.js';
 import { type Scope, testScope } from '../../support/temp.js';
 
@@ -218,5 +218,88 @@ describe('FileSender', () => {
     reader.destroy();
     await sender.whenReturned();
     expect(sender.whenReturned()).toBeUndefined();
+  });
+});
+
+describe('FilePayload', () => {
+  const NONE = Buffer.alloc(0);
+
+  it('sends a head and the bytes behind it, from wherever it is asked to', async () => {
+    const content = patternBytes(MIB, 14);
+    const { file, fd, reader } = await pair(content);
+    const payload = FilePayload.of(file, 5000, 300_000);
+    expect(payload?.length).toBe(300_000);
+    expect(payload?.send(fd, HEAD, 100, 1000)).toBe(HEAD.byteLength + 1000);
+    expect(payload?.send(fd, NONE, 1100, 500)).toBe(500);
+    const got = await receive(reader, HEAD.byteLength + 1500);
+    expect(got.equals(Buffer.concat([HEAD, content.subarray(5100, 6600)]))).toBe(true);
+  });
+
+  it('says how much a socket took, and that it is full', async () => {
+    const content = patternBytes(8 * MIB, 15);
+    const { file, fd, reader } = await pair(content);
+    const payload = FilePayload.of(file, 0, content.byteLength);
+    const taken = payload?.send(fd, HEAD, 0, content.byteLength) ?? 0;
+    expect(taken).toBeGreaterThan(HEAD.byteLength);
+    expect(taken).toBeLessThan(content.byteLength);
+    expect(payload?.send(fd, NONE, taken - HEAD.byteLength, MIB)).toBe(0);
+    expect(payload?.send(fd, HEAD, taken - HEAD.byteLength, MIB)).toBe(0);
+    const got = await receive(reader, taken);
+    const data = content.subarray(0, taken - HEAD.byteLength);
+    expect(got.equals(Buffer.concat([HEAD, data]))).toBe(true);
+  });
+
+  it('is none where the page cache lacks some of it', async () => {
+    const { file, path } = await pair(patternBytes(4 * MIB, 16));
+    dropCache(path);
+    await file.write(0, patternBytes(MIB, 17), 'cached');
+    expect(FilePayload.of(file, 0, MIB)).toBeDefined();
+    expect(FilePayload.of(file, 0, 2 * MIB)).toBeUndefined();
+  });
+
+  it('is none where a piece may be all zero that a copy by hand would have found', async () => {
+    const content = patternBytes(MIB, 18);
+    content.fill(0, 512 * 1024, 768 * 1024);
+    const { file } = await pair(content);
+    expect(FilePayload.of(file, 0, 512 * 1024)).toBeDefined();
+    expect(FilePayload.of(file, 0, MIB)).toBeUndefined();
+  });
+
+  it('is looked at to its last byte', async () => {
+    const { file } = await pair(patternBytes(MIB, 19));
+    expect(FilePayload.of(file, 0, 256 * 1024 + 5)?.length).toBe(256 * 1024 + 5);
+    expect(FilePayload.of(file, MIB - 65_536, 65_537)).toBeUndefined();
+  });
+
+  it('does not wait for what has left the page cache since', async () => {
+    const { file, fd, path } = await pair(patternBytes(4 * MIB, 20));
+    const now = vi.spyOn(performance, 'now');
+    onTestFinished(() => now.mockRestore());
+    now.mockReturnValue(1000);
+    const payload = FilePayload.of(file, 0, MIB);
+    dropCache(path);
+    now.mockReturnValue(1100);
+    expect(payload?.send(fd, HEAD, 0, MIB)).toBe(-1);
+  });
+
+  it('does nothing more where the file system can not send', async () => {
+    const { file, fd, reader } = await pair(patternBytes(MIB, 21));
+    const payload = FilePayload.of(file, 0, MIB);
+    insteadOfSendfile((real, [, , ...rest]) => real(fd, -1, ...(rest as [Uint8Array, number])));
+    expect(payload?.send(fd, HEAD, 0, MIB)).toBe(HEAD.byteLength);
+    expect(payload?.send(fd, NONE, 0, MIB)).toBe(-1);
+    expect((await receive(reader, HEAD.byteLength)).equals(HEAD)).toBe(true);
+  });
+
+  it('reads zeroes past the end of a file that was cut off', async () => {
+    const content = patternBytes(MIB, 22);
+    const { file, fd, path } = await pair(content);
+    const payload = FilePayload.of(file, 0, MIB);
+    truncateSync(path, 100_000);
+    expect(payload?.send(fd, NONE, 100_000, 1000)).toBe(0);
+    const target = Buffer.alloc(2000, 1);
+    await payload?.read(99_000, target);
+    expect(target.subarray(0, 1000).equals(content.subarray(99_000, 100_000))).toBe(true);
+    expect(target.subarray(1000).every((byte) => byte === 0)).toBe(true);
   });
 });

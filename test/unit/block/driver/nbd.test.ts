@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { pino } from 'pino';
 import { describe, expect, it } from 'vitest';
 import { rootLog, setRootLog } from '../../../../src/base/log.js';
 import {
   REQ_FUA,
+  REQ_LEND,
+  REQ_LEND_ONCE,
   REQ_MAY_UNMAP,
   REQ_NO_FALLBACK,
   STATUS_ALLOCATED,
@@ -12,12 +16,15 @@ import {
   STATUS_ZERO,
 } from '../../../../src/block/block-driver.js';
 import { nbdDefinition } from '../../../../src/block/driver/nbd.js';
+import { DiskFile } from '../../../../src/sys/file.js';
 import { blockDriverSuite, type SuiteNode } from '../../../suite/block-driver.suite.js';
 import { bytes, FakeNbdPeer, type FakePeerOptions } from '../../../support/fake-nbd-peer.js';
+import { MIB } from '../../../support/images.js';
 import { Scope, testScope } from '../../../support/temp.js';
 import { localGraph, READER, type UsedNode, useNode } from './test-graph.js';
 
 const { u32 } = bytes;
+const WAITS = { 'reconnect-delay': 60 };
 
 async function open(
   scope: Scope,
@@ -213,5 +220,92 @@ describe('nbd', () => {
     });
     await expect(node.write(0, Buffer.alloc(512))).rejects.toMatchObject({ code: 'DF_NO_SPACE' });
     await close();
+  });
+});
+
+describe('writes of what a file has', () => {
+  const KIB = 1024;
+  const content = Buffer.alloc(512 * KIB, 0x5a);
+
+  interface Passed {
+    readonly peer: FakeNbdPeer;
+    readonly node: UsedNode['node'];
+    readonly pass: (length: number, flags: number) => Promise<number>;
+  }
+
+  async function passing(
+    options: Record<string, unknown> = {},
+    peerOptions: FakePeerOptions = {},
+  ): Promise<Passed> {
+    const scope = testScope();
+    const { node, peer, close } = await open(
+      scope,
+      { size: MIB, contexts: CONTEXTS, ...peerOptions },
+      options,
+    );
+    scope.defer(close);
+    const path = join(await scope.tempDir(), 'source');
+    await writeFile(path, content);
+    const file = await DiskFile.open(path, { writable: true, direct: false });
+    scope.defer(() => file.close());
+    const pass = async (length: number, flags: number): Promise<number> =>
+      node.writeFrom(4096, { file, offset: 0, length }, flags);
+    return { peer, node, pass };
+  }
+
+  it('are one request, and count as a write of the node', async () => {
+    const { peer, node, pass } = await passing();
+    expect(await pass(512 * KIB, REQ_LEND)).toBe(512 * KIB);
+    expect(peer.requests.map(({ type, offset, length }) => [type, offset, length])).toEqual([
+      [1, 4096, 512 * KIB],
+    ]);
+    expect(peer.memory.subarray(4096, 4096 + content.byteLength).equals(content)).toBe(true);
+    expect(node.stats.write.bytes).toBe(512 * KIB);
+  });
+
+  it('pass FUA on', async () => {
+    const { peer, pass } = await passing();
+    await pass(64 * KIB, REQ_LEND | REQ_FUA);
+    expect(peer.requests[0]?.flags).toBe(1);
+  });
+
+  it.each([
+    ['short ones', 64 * KIB - 1, REQ_LEND, {}, {}],
+    ['those whose bytes may not be lent', 64 * KIB, 0, {}, {}],
+    ['those once, where a lost server is waited for', 64 * KIB, REQ_LEND_ONCE, WAITS, {}],
+    ['what is looked through for zeroes', 64 * KIB, REQ_LEND, { 'detect-zeroes': 'on' }, {}],
+    ['FUA that the server does not know', 64 * KIB, REQ_LEND | REQ_FUA, {}, { flags: 5 }],
+  ])('are left to be copied: %s', async (_name, length, flags, options, peerOptions) => {
+    const { peer, pass } = await passing(options, peerOptions);
+    expect(await pass(length, flags)).toBe(0);
+    expect(peer.requests).toEqual([]);
+  });
+
+  it('once fail at once where the server is not waited for', async () => {
+    const { peer, pass } = await passing(
+      {},
+      {
+        onRequest: (connection) => {
+          connection.socket.destroy();
+          return true;
+        },
+      },
+    );
+    await expect(pass(64 * KIB, REQ_LEND_ONCE)).rejects.toThrow('the connection was lost during');
+    expect(peer.requests.length).toBe(1);
+  });
+
+  it('are sent again otherwise', async () => {
+    let lost = false;
+    const { peer, pass } = await passing(WAITS, {
+      onRequest: (connection) => {
+        if (lost) return false;
+        lost = true;
+        connection.socket.destroy();
+        return true;
+      },
+    });
+    expect(await pass(64 * KIB, REQ_LEND)).toBe(64 * KIB);
+    expect(peer.requests.length).toBe(2);
   });
 });
