@@ -34,6 +34,7 @@ const OPTIONS = {
   'rate-limit': { type: 'string', short: 'r' },
   'num-coroutines': { type: 'string', short: 'm' },
   compressed: { type: 'boolean', short: 'c' },
+  'copy-range-offloading': { type: 'boolean', short: 'C' },
   bitmaps: { type: 'boolean' },
   'skip-broken-bitmaps': { type: 'boolean' },
   snapshot: { type: 'string', short: 'l' },
@@ -92,6 +93,7 @@ export async function convert(args: string[]): Promise<number> {
     try {
       await copyImage({
         ...{ source, target, sparseLength, requestsMax, speed, compressed },
+        offload: values['copy-range-offloading'] === true,
         targetIsZero: isNewAndZero || values['target-is-zero'] === true,
         // What the source's top layer does not have, the target's backing file has.
         ...(backing === undefined ? {} : { wants: isAbove(below) }),
@@ -128,6 +130,7 @@ function checkUse(
   values: Values,
   { sources, noCreate }: { readonly sources: number; readonly noCreate: boolean },
 ): void {
+  if (values['copy-range-offloading'] === true) checkOffload(values);
   if (values['target-is-zero'] === true && !noCreate) {
     throw wrong('--target-is-zero requires use of -n flag');
   }
@@ -154,6 +157,15 @@ function checkUse(
   if (values['backing-file'] !== undefined && noCreate) {
     throw wrong('-B is for images that are made: not with -n');
   }
+}
+
+/** @throws BlockError in QEMU's words, with what has to see the bytes */
+function checkOffload(values: Values): void {
+  if (values.compressed === true) throw wrong('Cannot enable copy offloading when -c is used');
+  if (values['sparse-size'] !== undefined) {
+    throw wrong('Cannot enable copy offloading when -S is used');
+  }
+  if (values.salvage === true) throw wrong('Cannot use copy offloading in salvaging mode');
 }
 
 async function openSources(

@@ -6,8 +6,14 @@ import type { MaybePromise } from '../../base/maybe-promise.js';
 import { RateLimit } from '../../base/rate-limit.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { DirtyBitmap } from '../../block/bitmap/dirty-bitmap.js';
-import { REQ_MAY_UNMAP, REQ_WRITE_COMPRESSED, STATUS_ZERO } from '../../block/block-driver.js';
+import {
+  REQ_MAY_UNMAP,
+  REQ_OFFLOAD,
+  REQ_WRITE_COMPRESSED,
+  STATUS_ZERO,
+} from '../../block/block-driver.js';
 import type { ChainExtent } from '../../block/block-status.js';
+import type { RangeUse } from '../../block/file-range.js';
 import { isZero } from '../../block/shaped-requests.js';
 import { CopyLoop, type CopyTarget } from '../../job/copy-loop.js';
 import { COPY_WINDOW_MAX } from '../../job/copy-window.js';
@@ -16,6 +22,8 @@ import type { CopySource } from './copy-source.js';
 const CHUNK_LENGTH = 512 * KIB;
 const WINDOW_LENGTH = 8 * MIB;
 const GRANULE = 64 * KIB;
+/** What the system copies in one piece, bytes: each is a change of the file system's tables. */
+const OFFLOAD_CHUNK_LENGTH = 4 * MIB;
 
 export interface CopyImageOptions {
   readonly source: CopySource;
@@ -34,6 +42,11 @@ export interface CopyImageOptions {
   readonly sparseLength: number;
   /** Store whole clusters compressed; the target must be one that can. */
   readonly compressed?: boolean;
+  /**
+   * The system copies data from file to file, where it can; zeroes in it are not looked for then. Not
+   * together with `compressed`.
+   */
+  readonly offload?: boolean;
   /** Requests in flight at most. */
   readonly requestsMax?: number | undefined;
   /** Bytes a second; 0: no limit. */
@@ -51,18 +64,28 @@ export async function copyImage(options: CopyImageOptions): Promise<void> {
   const sparse = options.sparseLength > 0;
   await markWanted(bitmap, options, size);
   let done = size - Math.min(size, bitmap.count);
+  const written = sparse ? sparseTarget(options, unit) : plainTarget(target, unit);
+  const chunkLength = options.offload === true ? OFFLOAD_CHUNK_LENGTH : CHUNK_LENGTH;
   const loop = new CopyLoop({
     bitmap,
     size,
     source: {
       read: (at, buffer) => source.read(offset + at, buffer),
       blockStatus: (at, length) => source.blockStatus(offset + at, length),
+      ...(options.offload === true && {
+        readRange: (at: number, length: number, use: RangeUse) =>
+          source.readRange?.(offset + at, length, use) ?? 0,
+      }),
       generation: 0,
     },
-    target: sparse ? sparseTarget(options, unit) : plainTarget(target, unit),
+    target: {
+      write: (at, buffer) => written.write(at, buffer),
+      writeFrom: (at, range) => target.writeFrom(at, range, REQ_OFFLOAD),
+      writeZeroes: (at, length, flags) => written.writeZeroes(at, length, flags),
+    },
     rate: new RateLimit(options.speed ?? 0, () => performance.now()),
     // A run of zeroes shows only where it fits in one chunk.
-    chunkLength: Math.max(CHUNK_LENGTH, granularity, alignUp(options.sparseLength, granularity)),
+    chunkLength: Math.max(chunkLength, granularity, alignUp(options.sparseLength, granularity)),
     windowLength: WINDOW_LENGTH,
     windowLengthMax: COPY_WINDOW_MAX,
     unmap: sparse,

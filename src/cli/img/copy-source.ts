@@ -7,11 +7,14 @@ import type { MaybePromise } from '../../base/maybe-promise.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { STATUS_ALLOCATED, STATUS_DATA } from '../../block/block-driver.js';
 import type { ChainExtent } from '../../block/block-status.js';
+import type { RangeUse } from '../../block/file-range.js';
 
 /** Offsets and lengths in bytes. */
 export interface CopySource {
   readonly size: number;
   read(offset: number, buffer: Buffer): MaybePromise<void>;
+  /** @see BlockNode.readRange. Absent: everything has to be read. */
+  readRange?(offset: number, length: number, use: RangeUse): MaybePromise<number>;
   blockStatus(offset: number, length: number): MaybePromise<ChainExtent>;
 }
 
@@ -44,6 +47,10 @@ export function concatenated(images: readonly BlockBackend[]): CopySource {
         await image.read(inside, part);
         done += part.byteLength;
       }
+    },
+    readRange(offset, length, use) {
+      const { image, inside, left } = at(offset);
+      return image.readRange(inside, Math.min(length, left), use);
     },
     blockStatus(offset, length) {
       const { image, inside, left } = at(offset);

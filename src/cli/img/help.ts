@@ -45,6 +45,7 @@ const OWN: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     '-B': 'BACKING: image that the new one lies on, with the same data below FILE: only the rest is copied',
     '-F': 'FMT: format of that',
     '-c': 'compress the data (qcow2)',
+    '-C': 'the system may copy data from file to file, zeroes in it as well',
     '-l': 'SNAPSHOT: an internal snapshot of FILE, by ID or name',
     '--salvage': 'what can not be read becomes zeroes, and a warning',
     '-n': 'do not make the target: it is there, and large enough',

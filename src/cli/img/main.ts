@@ -22,7 +22,7 @@ export const IMG_HELP = `Usage: diskferry img COMMAND [OPTION...]: options and o
   map [-f FMT] [--output human|json] [-s OFFSET] [-l LENGTH] [-U] [--image-opts] FILE
   check [-r leaks|all] [-f FMT] [--output human|json] [-T CACHE] [-q] [-U] [--image-opts] FILE
   create [-f FMT] [-o OPTIONS] [-b BACKING -F FMT] [-u] [-q] FILE [SIZE]
-  convert [-f FMT] [-O FMT] [-o OPTIONS] [-B BACKING -F FMT] [-l SNAPSHOT] [-c] [-n]
+  convert [-f FMT] [-O FMT] [-o OPTIONS] [-B BACKING -F FMT] [-l SNAPSHOT] [-c|-C] [-n]
           [--target-is-zero] [-S SIZE] [-m COUNT] [-W] [-r RATE] [-t CACHE] [-T CACHE]
           [--salvage] [--bitmaps [--skip-broken-bitmaps]] [-p] [-q] [-U] [--image-opts]
           [--target-image-opts] FILE... TARGET
