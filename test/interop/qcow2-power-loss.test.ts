@@ -27,6 +27,7 @@ async function runOne(seed: number): Promise<void> {
   const lazy = random.below(4) === 0;
   const refcountBits = random.pick([8, 16, 64]);
   const compresses = random.below(2) === 0;
+  const offloads = seed % 2 === 0;
   await createImage(
     path,
     size,
@@ -42,7 +43,14 @@ async function runOne(seed: number): Promise<void> {
   const capacity = 64 * MIB;
   const { file, used } = await openVolatile(path, { random, clusterSize, capacity });
   const { node } = used;
-  const model = new ImageModel({ random, content, clusterSize, discards: true, compresses });
+  const model = new ImageModel({
+    random,
+    content,
+    clusterSize,
+    discards: true,
+    compresses,
+    offloads,
+  });
   const losses: Loss[] = [];
   let flushed = Buffer.from(content);
   for (let round = 0; round < ROUNDS; round++) {
@@ -57,9 +65,12 @@ async function runOne(seed: number): Promise<void> {
     model.settled();
   }
   await used.close();
+  if (offloads) offloaded += model.offloaded;
   for (const loss of losses) await checkLoss(loss, { path, raw: join(dir, 'raw'), lazy });
 }
 
+/** Bytes that came by copies from a file. */
+let offloaded = 0;
 /** Moments of each image at which the power is lost. */
 const ROUNDS = 4;
 
@@ -92,4 +103,9 @@ describe('power that is lost', () => {
   for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {
     it(`leaves image ${seed} sound, with all that was flushed`, () => runOne(seed));
   }
+
+  // Every second image has them.
+  it('has met copies from a file', () => {
+    if (RUNS > 1) expect(offloaded).toBeGreaterThan(0);
+  });
 });

@@ -14,7 +14,7 @@ import {
   STATUS_ZERO,
   type TruncateOptions,
 } from '../../src/block/block-driver.js';
-import type { RangeUse } from '../../src/block/file-range.js';
+import type { FileRange, RangeUse } from '../../src/block/file-range.js';
 
 /** The requests of a node, a child edge or a backend. */
 export interface NodeLike {
@@ -22,6 +22,7 @@ export interface NodeLike {
   read(offset: number, buffer: Buffer, flags?: RequestFlags): MaybePromise<void>;
   readRange?(offset: number, length: number, use: RangeUse): MaybePromise<number>;
   write(offset: number, buffer: Buffer, flags?: RequestFlags): MaybePromise<void>;
+  writeFrom?(offset: number, source: FileRange, flags?: RequestFlags): MaybePromise<number>;
   writeZeroes(offset: number, length: number, flags?: RequestFlags): MaybePromise<void>;
   discard(offset: number, length: number): MaybePromise<void>;
   flush(): MaybePromise<void>;

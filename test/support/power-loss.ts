@@ -10,9 +10,12 @@ import {
   type DriverDefinition,
   type TruncateOptions,
 } from '../../src/block/block-driver.js';
+import type { FileRange } from '../../src/block/file-range.js';
 import type { Random } from './qcow2-model.js';
 
 const SECTOR = 512;
+/** Bytes that are copied at a time from another file. */
+const COPY_PIECE = 8 * 1024;
 
 export class VolatileFile implements BlockDriver {
   readonly name = 'volatile';
@@ -76,6 +79,22 @@ export class VolatileFile implements BlockDriver {
     const bytes = Buffer.from(buffer);
     if (offset % 5 === 0) return nextTurn().then(() => this.#put(offset, bytes));
     this.#put(offset, bytes);
+  }
+
+  /** As the system copies: in pieces, between which others have their turn. */
+  async writeFrom(offset: number, { file, offset: from, length }: FileRange): Promise<number> {
+    for (let at = 0; at < length; ) {
+      const piece = Buffer.alloc(Math.min(length - at, COPY_PIECE));
+      await nextTurn();
+      if (this.failing > 0) {
+        this.failing--;
+        return at;
+      }
+      await file.read(from + at, piece);
+      this.#put(offset + at, piece);
+      at += piece.byteLength;
+    }
+    return length;
   }
 
   writeZeroes(offset: number, length: number): Promise<void> | void {

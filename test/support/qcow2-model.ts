@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: MIT
 /** Random requests on an image and on a buffer in memory, which must stay equal. */
-import { REQ_FUA, REQ_MAY_UNMAP, REQ_WRITE_COMPRESSED } from '../../src/block/block-driver.js';
+import {
+  REQ_FUA,
+  REQ_MAY_UNMAP,
+  REQ_OFFLOAD,
+  REQ_WRITE_COMPRESSED,
+} from '../../src/block/block-driver.js';
+import type { RangeFile } from '../../src/block/file-range.js';
 import type { NodeLike } from '../suite/block-driver.suite.js';
 import { contentOf, expectEqual, KIB, pattern } from './qcow2.js';
 
@@ -31,6 +37,20 @@ export class Random {
   }
 }
 
+/** Distance of the bytes of two writes in the file that has them all. */
+const WRITE_PLACE = 2 ** 32;
+
+/** A file with the bytes of all writes: those of the nth begin at n times that distance. */
+const WRITTEN: RangeFile = {
+  fd: -1,
+  path: 'written',
+  peek: () => -1,
+  read(offset, buffer) {
+    const at = offset % WRITE_PLACE;
+    pattern(at + buffer.byteLength, Math.floor(offset / WRITE_PLACE)).copy(buffer, 0, at);
+  },
+};
+
 export interface ModelOptions {
   readonly random: Random;
   /** The content at the start. */
@@ -40,6 +60,8 @@ export interface ModelOptions {
   readonly discards: boolean;
   /** Some writes are of whole clusters, to be compressed. */
   readonly compresses?: boolean;
+  /** Some writes have their bytes in a file, from which they are copied. */
+  readonly offloads?: boolean;
   /** Told of each range that a request may change, before it does. */
   readonly changed?: (offset: number, length: number) => void;
   /** Gets a line for each request. */
@@ -53,6 +75,8 @@ export class ImageModel {
   /** Bytes that were changed, or may have been, since `settled` was called: 1 for each. */
   touched: Buffer;
   #writes = 0;
+  /** Bytes of writes that were copied to the node as they lay in a file. */
+  offloaded = 0;
 
   constructor(options: ModelOptions) {
     this.#options = options;
@@ -98,7 +122,23 @@ export class ImageModel {
     const bytes = pattern(length, this.#writes);
     bytes.copy(this.content, offset);
     this.#note('write', offset, length);
-    await node.write(offset, bytes, this.#options.random.below(20) === 0 ? REQ_FUA : 0);
+    const copied = await this.#offload(node, offset, { length, nth: this.#writes });
+    const flags = this.#options.random.below(20) === 0 ? REQ_FUA : 0;
+    if (copied < length) await node.write(offset + copied, bytes.subarray(copied), flags);
+  }
+
+  /** @returns bytes of the write that were copied, from its start */
+  async #offload(
+    node: NodeLike,
+    offset: number,
+    { length, nth }: { readonly length: number; readonly nth: number },
+  ): Promise<number> {
+    const { offloads, random } = this.#options;
+    if (offloads !== true || random.below(3) === 0) return 0;
+    const source = { file: WRITTEN, offset: nth * WRITE_PLACE, length };
+    const copied = (await node.writeFrom?.(offset, source, REQ_OFFLOAD)) ?? 0;
+    this.offloaded += copied;
+    return copied;
   }
 
   /** Whole clusters between two places, of which some don't shrink. */
