@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Copies the content of one image into another, status first, several requests in flight. */
-import { alignDown, alignUp } from '../../base/byte-range.js';
+import { alignUp } from '../../base/byte-range.js';
 import { KIB, MIB } from '../../base/limits.js';
 import type { MaybePromise } from '../../base/maybe-promise.js';
 import { RateLimit } from '../../base/rate-limit.js';
@@ -173,14 +173,19 @@ interface Run {
 function runs(offset: number, buffer: Buffer, unit: number): Run[] {
   const found: Run[] = [];
   const length = buffer.byteLength;
-  for (let at = 0; at < length; ) {
-    const end = Math.min(length, alignDown(offset + at, unit) + unit - offset);
+  let start = 0;
+  let isData = false;
+  for (let at = 0, end = Math.min(length, unit - (offset % unit)); at < length; ) {
     // Mostly the first byte tells.
-    const isData = buffer[at] !== 0 || !isZero(buffer.subarray(at, end));
-    const last = found.at(-1);
-    if (last !== undefined && last.isData === isData) found[found.length - 1] = { ...last, end };
-    else found.push({ start: at, end, isData });
+    const hasData = buffer[at] !== 0 || !isZero(buffer.subarray(at, end));
+    if (hasData !== isData && at > start) {
+      found.push({ start, end: at, isData });
+      start = at;
+    }
+    isData = hasData;
     at = end;
+    end = Math.min(length, end + unit);
   }
+  if (length > start) found.push({ start, end: length, isData });
   return found;
 }
