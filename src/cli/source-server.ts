@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 /** The NBD server from which a migration reads the source's bitmaps. */
-import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type NbdTargetAddress, parseNbdTarget } from '../../protocol/nbd/uri.js';
@@ -75,6 +74,8 @@ async function lasting(address: NbdTargetAddress): Promise<SourceServer> {
 }
 
 async function startServer(source: MonitorSide): Promise<SourceServer> {
+  // Loaded by who needs it: every start of the command would take 3 ms longer.
+  const { mkdtemp, rm } = await import('node:fs/promises');
   const folder = await mkdtemp(join(tmpdir(), 'diskferry-'));
   const path = join(folder, 'nbd.sock');
   const address: NbdTargetAddress = { type: 'unix', path };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Images that a command makes: `create`, and the targets of `convert` and `dd`. */
-import { lstat, rm, stat } from 'node:fs/promises';
+import * as fs from 'node:fs';
 import { resolve } from 'node:path';
 import { BlockdevCreateOptions } from '../../../protocol/qapi/block-create.js';
 import type { JsonObject, JsonValue } from '../../../protocol/qapi/types.js';
@@ -10,6 +10,7 @@ import { BlockError } from '../../base/errors.js';
 import type { DriverOptions } from '../../block/block-driver.js';
 import { createImage } from '../../block/create-image.js';
 import { filenameOptions } from '../../block/image-filename.js';
+import { fsCall } from '../../sys/pool.js';
 import type { FormatOptions } from './format-options.js';
 import type { ImageSession } from './session.js';
 
@@ -129,7 +130,7 @@ async function checkPlaces(
 /** Equal for names of one file, whether it is there or not. */
 async function identity(options: DriverOptions | undefined): Promise<string> {
   const name = String(options?.filename);
-  const found = await stat(name).catch(() => undefined);
+  const found = await fsCall<fs.Stats>((done) => fs.stat(name, done)).catch(() => undefined);
   return found === undefined ? resolve(name) : `${found.dev}:${found.ino}`;
 }
 
@@ -145,13 +146,15 @@ async function making({ graph }: ImageSession, all: readonly DriverOptions[]): P
       await createImage(graph, options, signal);
     }
   } catch (error) {
-    for (const name of made) await rm(name, { force: true });
+    for (const name of made) {
+      await fsCall<void>((done) => fs.rm(name, { force: true }, done));
+    }
     throw error;
   }
 }
 
 const exists = (name: string): Promise<boolean> =>
-  lstat(name).then(
+  fsCall<fs.Stats>((done) => fs.lstat(name, done)).then(
     () => true,
     () => false,
   );
