@@ -18,6 +18,7 @@ import {
   type ImageCorruption,
   REQ_FUA,
   REQ_MAY_UNMAP,
+  REQ_WRITE_UNCHANGED,
   type RequestFlags,
   STATUS_ALLOCATED,
   STATUS_DATA,
@@ -46,6 +47,14 @@ export interface NodeObserver {
 }
 
 const TRUNCATE_EXACT: TruncateOptions = { exact: true, preallocation: 'off' };
+
+interface StartedWrite {
+  readonly operation: IoOperation;
+  readonly offset: number;
+  readonly length: number;
+  readonly started: number;
+  readonly flags: RequestFlags;
+}
 
 export class BlockNode implements EdgeParent {
   readonly children = new Map<string, ChildEdge>();
@@ -205,8 +214,10 @@ export class BlockNode implements EdgeParent {
       this.stats.failed('write', length, started);
       throw error;
     }
-    if (pending !== undefined) return this.#trackWrite(pending, 'write', offset, length, started);
-    this.noteWritten(offset, length);
+    if (pending !== undefined) {
+      return this.#trackWrite(pending, { operation: 'write', offset, length, started, flags });
+    }
+    this.noteWritten(offset, length, flags);
     this.stats.done('write', offset, length, started);
   }
 
@@ -225,8 +236,10 @@ export class BlockNode implements EdgeParent {
     const started = this.stats.start();
     const allowed = this.options.discard === 'unmap' ? flags : flags & ~REQ_MAY_UNMAP;
     const pending = shaped.writeZeroes(this, offset, length, allowed);
-    if (pending !== undefined) return this.#trackWrite(pending, 'write', offset, length, started);
-    this.noteWritten(offset, length);
+    if (pending !== undefined) {
+      return this.#trackWrite(pending, { operation: 'write', offset, length, started, flags });
+    }
+    this.noteWritten(offset, length, flags);
     this.stats.done('write', offset, length, started);
   }
 
@@ -236,7 +249,9 @@ export class BlockNode implements EdgeParent {
     if (this.options.discard !== 'unmap' || this.#driver.discard === undefined) return;
     const started = this.stats.start();
     const pending = shaped.discard(this, offset, length);
-    if (pending !== undefined) return this.#trackWrite(pending, 'unmap', offset, length, started);
+    if (pending !== undefined) {
+      return this.#trackWrite(pending, { operation: 'unmap', offset, length, started, flags: 0 });
+    }
     this.noteWritten(offset, length);
     this.stats.done('unmap', offset, length, started);
   }
@@ -414,15 +429,12 @@ export class BlockNode implements EdgeParent {
 
   #trackWrite(
     pending: Promise<void>,
-    operation: IoOperation,
-    offset: number,
-    length: number,
-    started: number,
+    { operation, offset, length, started, flags }: StartedWrite,
   ): Promise<void> {
     this.inFlight.begin();
     return pending.then(
       () => {
-        this.noteWritten(offset, length);
+        this.noteWritten(offset, length, flags);
         this.stats.done(operation, offset, length, started);
         this.inFlight.end();
       },
@@ -437,10 +449,12 @@ export class BlockNode implements EdgeParent {
   }
 
   /** A write has changed these bytes, or may have. For those who carry out requests. */
-  noteWritten(offset: number, length: number): void {
+  noteWritten(offset: number, length: number, flags: RequestFlags = 0): void {
     this.#writeGeneration++;
     if (offset + length > this.#notedSize) this.#noteSize();
-    for (const bitmap of this.trackers) bitmap.setDirty(offset, length);
+    if ((flags & REQ_WRITE_UNCHANGED) === 0) {
+      for (const bitmap of this.trackers) bitmap.setDirty(offset, length);
+    }
     const threshold = this.writeThreshold;
     if (threshold !== 0 && offset + length > threshold) {
       this.writeThreshold = 0;

@@ -50,7 +50,7 @@ export function writeFrom(
   const started = stats.start();
   const count = (written: number): number => {
     if (written === 0) return 0;
-    node.noteWritten(offset, written);
+    node.noteWritten(offset, written, flags);
     stats.done('write', offset, written, started);
     return written;
   };

@@ -212,7 +212,7 @@ describe('a daemon that is killed', () => {
   it('leaves chains that have all that was flushed', { timeout: 3_600_000 }, async () => {
     const template = await testScope().tempDir();
     const content = await makeTemplate(template);
-    const seeds = seedsToRun(60);
+    const seeds = seedsToRun(204);
     const lane = async (): Promise<void> => {
       for (let seed = seeds.shift(); seed !== undefined; seed = seeds.shift()) {
         await kill(template, content, seed);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * Chains that grow and shrink at random under a client that writes on, with jobs, snapshots, transactions and
- * verbs, against a model. `DISKFERRY_SEED=n` runs one again, `DISKFERRY_SCHEDULES=n` more of them,
+ * Chains that grow and shrink at random under a client that writes on, with jobs, snapshots, transactions,
+ * verbs and dirty bitmaps, against a model. `DISKFERRY_SEED=n` runs one again, `DISKFERRY_SCHEDULES=n` more of them,
  * `DISKFERRY_FIRST_SEED=n` others.
  */
 import { writeFile } from 'node:fs/promises';
@@ -16,6 +16,17 @@ import { SeededRandom } from '../support/seeded-random.js';
 import { Scope } from '../support/temp.js';
 
 const STEPS_MAX = 60;
+const JOBS = ['stream', 'commit', 'mirror', 'backup'] as const;
+const BITMAP_STEPS = [
+  'add',
+  'remove',
+  'clear',
+  'disable',
+  'enable',
+  'merge',
+  'move',
+  'failed move',
+] as const;
 /** QEMU's tools look at every so many. */
 const PEERS_EVERY = 4;
 
@@ -89,12 +100,13 @@ describe('chains in random schedules', () => {
   it('read as the model says, in the end and after each step', { timeout: 3_600_000 }, async () => {
     const done = new Map<string, number>();
     for (const seed of seedsToRun(100)) {
-      const { completed, refusals } = await run(seed);
+      const { completed, refusals, bitmaps } = await run(seed);
+      for (const [kind, count] of bitmaps.done) done.set(kind, (done.get(kind) ?? 0) + count);
       for (const [type, count] of completed) done.set(type, (done.get(type) ?? 0) + count);
       if (process.env.DISKFERRY_REFUSALS) console.log(refusals);
     }
-    for (const type of ['stream', 'commit', 'mirror', 'backup']) {
-      expect(done.get(type), type).toBeGreaterThan(0);
+    for (const kind of [...JOBS, ...BITMAP_STEPS]) {
+      expect(done.get(kind), kind).toBeGreaterThan(0);
     }
   });
 });

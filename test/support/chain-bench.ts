@@ -17,6 +17,7 @@ import { openNode } from '../../src/block/open-node.js';
 import { PERM_ALL, PERM_CONSISTENT_READ } from '../../src/block/permissions.js';
 import { Daemon } from '../../src/daemon/daemon.js';
 import type { BlockJob } from '../../src/job/block-job.js';
+import { ChainBitmaps } from './chain-bitmaps.js';
 import { ChainGuest, Moment } from './chain-guest.js';
 import type { SeededRandom } from './seeded-random.js';
 import type { Scope } from './temp.js';
@@ -40,6 +41,10 @@ export class ChainBench {
   readonly faults: string[] = [];
   /** What nodes hold that nobody changes, by name. */
   readonly contents = new Map<string, Moment>();
+  readonly bitmaps = new ChainBitmaps(
+    () => this.layers[0]?.name,
+    (name) => this.daemon.graph.find(name),
+  );
   /** The users have moved to another image since the last check. */
   mayBeLonger = false;
   readonly #names: Iterator<number>;
@@ -127,6 +132,7 @@ export class ChainBench {
       ...{ type: 'nbd', id: 'e', 'node-name': node, name: 'disk', writable: true },
     });
     this.#guest = await ChainGuest.connect(socket, content, this.random);
+    this.#guest.watch = (offset, length) => this.bitmaps.begin(offset, length);
   }
 
   /** What is exported now: a layer, or a job's filter above it. */
@@ -177,7 +183,7 @@ export class ChainBench {
       if (node === undefined) this.contents.delete(name);
       if (seen !== undefined) this.#expect(name, moment, seen);
     }
-    this.faults.push(...guest.faults.splice(0));
+    this.faults.push(...guest.faults.splice(0), ...this.bitmaps.check());
   }
 
   #expectTop(seen: Buffer): void {
@@ -231,6 +237,7 @@ export class ChainBench {
 
   /** File names of the chain as the images note it, and what it shows to who opens it anew. */
   async reopen(): Promise<{ files: string[]; content: Buffer }> {
+    const names = this.layers.map((layer) => layer.name);
     const top = this.layers[0];
     if (top === undefined) throw new Error('no chain');
     const { name } = top;
@@ -250,7 +257,9 @@ export class ChainBench {
       const node = await openNode(fresh.graph, options, { monitorOwned: true });
       const content = Buffer.alloc(node.size);
       await node.read(0, content);
-      const files = chainDown(node).map((one) => skipFilters(one).driver.filename);
+      const layers = chainDown(node).map((one) => skipFilters(one));
+      const files = layers.map((one) => one.driver.filename);
+      this.faults.push(...this.bitmaps.checkStored(names, layers));
       return { files, content };
     } finally {
       await fresh.shutDown();

@@ -83,6 +83,8 @@ export class ChainGuest {
   readonly faults: string[] = [];
   /** All of the disk, which may be longer than what the client knew when it connected. */
   model: Buffer;
+  /** Is told when a write begins; what it returns is called when it has been done. */
+  watch: ((offset: number, length: number) => () => void) | undefined;
   #writes = 0;
 
   private constructor(client: NbdClient, model: Buffer, random: SeededRandom) {
@@ -172,10 +174,12 @@ export class ChainGuest {
   }
 
   #run(offset: number, length: number, after: Buffer | undefined, kind: string): void {
+    const ended = after === undefined ? undefined : this.watch?.(offset, length);
     const work = async (): Promise<void> => {
       try {
         await this.#request(offset, length, after, kind);
         after?.copy(this.model, offset);
+        ended?.();
       } catch (error) {
         this.faults.push(`${kind} at ${offset}, ${length} bytes: ${String(error)}`);
       } finally {

@@ -5,6 +5,7 @@ import { BlockError } from '../../src/base/errors.js';
 import { chainDown } from '../../src/block/chain.js';
 import type { BlockNode } from '../../src/block/node.js';
 import type { ChainBench } from './chain-bench.js';
+import { ChainBitmapSteps } from './chain-bitmap-steps.js';
 import type { Moment } from './chain-guest.js';
 
 /** A chain does not get deeper. */
@@ -17,6 +18,8 @@ const SPEEDS = [0, 0, 100_000, 1_000_000, 4_000_000] as const;
 const REFUSALS = new Set(['DF_IN_USE', 'DF_PERMISSION_CONFLICT']);
 const REFUSAL_TEXTS = [
   /^Need a root block node$/,
+  /^Bitmap '.*' is readonly and cannot be modified$/,
+  /^Transaction aborted using Abort action$/,
   / does not support resize$/,
   /^Cannot find device='.*' nor node-name='(#|filter)/,
   /^Job '.*' in state '.*' cannot accept command verb '.*'$/,
@@ -34,10 +37,14 @@ export class ChainSteps {
   /** Jobs that ended well, by kind. */
   readonly completed = new Map<string, number>();
 
+  readonly bitmaps: ChainBitmapSteps;
+
   constructor(readonly bench: ChainBench) {
+    this.bitmaps = new ChainBitmapSteps(bench, (command, args) => this.#try(command, args));
     bench.daemon.jobs.listen({
       finished: (job) => {
         const { id, type, error, cancelled } = job;
+        bench.bitmaps.note();
         if (type === 'create') return;
         bench.trace.push(`  ${id} ended ${cancelled ? 'cancelled' : (error ?? 'well')}`);
         const unwanted = error !== undefined && !(cancelled && /canceled/.test(error.message));
@@ -51,8 +58,10 @@ export class ChainSteps {
 
   async step(): Promise<void> {
     const { random } = this.bench;
-    const dice = random.int(100);
-    if (dice < 22) this.bench.guest.burst(1 + random.int(8));
+    this.bench.bitmaps.note();
+    const dice = random.int(115);
+    if (dice >= 100) await this.bitmaps.step();
+    else if (dice < 22) this.bench.guest.burst(1 + random.int(8));
     else if (dice < 36) await this.#snapshot();
     else if (dice < 48) await this.#stream();
     else if (dice < 58) await this.#commit();
@@ -207,6 +216,7 @@ export class ChainSteps {
       ? { 'top-node': top.name, 'base-node': base.name }
       : { top: bench.path(top.name), base: bench.path(base.name) };
     const options = { ...this.#jobOptions('commit'), device: device.name, ...named };
+    bench.bitmaps.forgetBounds(base.name);
     if (await this.#try('block-commit', options)) bench.forget(base, top);
   }
 
@@ -216,6 +226,7 @@ export class ChainSteps {
     const base = top === undefined ? undefined : this.#pickBelow(top);
     if (top === undefined || base === undefined) return;
     const options = { ...this.#jobOptions('active'), device: top.name, 'base-node': base.name };
+    bench.bitmaps.forgetBounds(base.name);
     if (await this.#try('block-commit', options)) bench.forget(base, top);
   }
 
@@ -261,7 +272,9 @@ export class ChainSteps {
     const change = 512 * random.int(2000);
     const size = shrink ? Math.max(bench.guest.size, now - change) : now + change;
     const args = { 'node-name': bench.exported.name, size };
-    if (await this.#try('block_resize', args)) bench.guest.resize(size);
+    if (!(await this.#try('block_resize', args))) return;
+    bench.guest.resize(size);
+    bench.bitmaps.resize(top.name, size);
   }
 
   /** The same file by another name. */
