@@ -21,6 +21,7 @@ export class ChainBitmapSteps {
 
   async step(): Promise<void> {
     const { random, bitmaps } = this.bench;
+    bitmaps.forgetGone();
     const bitmap = this.#any([...bitmaps.tracked]);
     const dice = random.int(16);
     const isFull = bitmaps.tracked.size >= BITMAPS_MAX;

@@ -103,14 +103,20 @@ export class ChainBitmaps {
     for (const bitmap of this.tracked) if (bitmap.nodes.includes(node)) bitmap.may = undefined;
   }
 
+  /** Bitmaps go with their nodes. */
+  forgetGone(): void {
+    for (const bitmap of this.tracked) {
+      if (this.find(bitmap.nodes[0] ?? '') === undefined) this.tracked.delete(bitmap);
+    }
+  }
+
   /** Says what is wrong. Nothing may be under way. */
   check(): string[] {
+    this.forgetGone();
     const wrong: string[] = [];
     for (const bitmap of this.tracked) {
-      const [name = ''] = bitmap.nodes;
-      const node = this.find(name);
-      if (node === undefined) this.tracked.delete(bitmap);
-      else wrong.push(...differences(bitmap, node));
+      const node = this.find(bitmap.nodes[0] ?? '');
+      if (node !== undefined) wrong.push(...differences(bitmap, node));
     }
     return wrong;
   }
@@ -120,7 +126,10 @@ export class ChainBitmaps {
     const wrong: string[] = [];
     for (const bitmap of this.tracked) {
       const layer = layers[names.indexOf(bitmap.nodes[0] ?? '')];
-      if (layer !== undefined && bitmap.persistent) wrong.push(...differences(bitmap, layer));
+      if (layer === undefined || !bitmap.persistent) continue;
+      // Below the top images are read-only: there it is switched in memory alone, as with QEMU.
+      const recording = layer === layers[0] ? bitmap.recording : undefined;
+      wrong.push(...differences({ ...bitmap, recording }, layer));
     }
     return wrong;
   }
@@ -156,13 +165,18 @@ export function converted(
   return all;
 }
 
-function differences(bitmap: TrackedBitmap, node: BlockNode): string[] {
+type Expected = Omit<TrackedBitmap, 'recording'> & {
+  readonly recording: TrackedBitmap['recording'] | undefined;
+};
+
+function differences(bitmap: Expected, node: BlockNode): string[] {
   const { name, granularity, must, may, recording, persistent } = bitmap;
   const there = node.bitmaps.get(name);
   const what = `bitmap ${name} of ${node.name}`;
   if (there === undefined) return [`${what} is gone`];
   const wrong: string[] = [];
-  if (there.enabled !== (recording === 'on')) wrong.push(`${what}: recording is ${there.enabled}`);
+  const isSwitched = recording !== undefined && there.enabled !== (recording === 'on');
+  if (isSwitched) wrong.push(`${what}: recording is ${there.enabled}`);
   if (there.granularity !== granularity) wrong.push(`${what}: granularity ${there.granularity}`);
   if (there.persistent !== persistent) wrong.push(`${what}: persistent is ${there.persistent}`);
   if (there.size !== node.size) wrong.push(`${what} has ${there.size} bytes, not ${node.size}`);

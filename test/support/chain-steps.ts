@@ -19,6 +19,9 @@ const REFUSALS = new Set(['DF_IN_USE', 'DF_PERMISSION_CONFLICT']);
 const REFUSAL_TEXTS = [
   /^Need a root block node$/,
   /^Bitmap '.*' is readonly and cannot be modified$/,
+  /^Bitmaps are of different sizes .* and can't be merged$/,
+  /^Block node '.*' is read-only$/,
+  /^Node '.*' not found$/,
   /^Transaction aborted using Abort action$/,
   / does not support resize$/,
   /^Cannot find device='.*' nor node-name='(#|filter)/,
