@@ -32,7 +32,7 @@ import type { NodeOptions } from './node-options.js';
 import { PERM_RESIZE } from './permissions.js';
 import * as ranges from './range-requests.js';
 import * as shaped from './shaped-requests.js';
-import { type IoOperation, NodeStatistics } from './statistics.js';
+import { type IoOperation, NodeStatistics, type StartedWrite } from './statistics.js';
 
 /** What the graph wants to know of a node's I/O. */
 export interface NodeObserver {
@@ -47,14 +47,6 @@ export interface NodeObserver {
 }
 
 const TRUNCATE_EXACT: TruncateOptions = { exact: true, preallocation: 'off' };
-
-interface StartedWrite {
-  readonly operation: IoOperation;
-  readonly offset: number;
-  readonly length: number;
-  readonly started: number;
-  readonly flags: RequestFlags;
-}
 
 export class BlockNode implements EdgeParent {
   readonly children = new Map<string, ChildEdge>();
@@ -236,11 +228,7 @@ export class BlockNode implements EdgeParent {
     const started = this.stats.start();
     const allowed = this.options.discard === 'unmap' ? flags : flags & ~REQ_MAY_UNMAP;
     const pending = shaped.writeZeroes(this, offset, length, allowed);
-    if (pending !== undefined) {
-      return this.#trackWrite(pending, { operation: 'write', offset, length, started, flags });
-    }
-    this.noteWritten(offset, length, flags);
-    this.stats.done('write', offset, length, started);
+    return this.#endWrite(pending, { operation: 'write', offset, length, started, flags });
   }
 
   /** The range's content is no longer needed. Does nothing where the node's `discard` is ignore. */
@@ -249,11 +237,7 @@ export class BlockNode implements EdgeParent {
     if (this.options.discard !== 'unmap' || this.#driver.discard === undefined) return;
     const started = this.stats.start();
     const pending = shaped.discard(this, offset, length);
-    if (pending !== undefined) {
-      return this.#trackWrite(pending, { operation: 'unmap', offset, length, started, flags: 0 });
-    }
-    this.noteWritten(offset, length);
-    this.stats.done('unmap', offset, length, started);
+    return this.#endWrite(pending, { operation: 'unmap', offset, length, started, flags: 0 });
   }
 
   /**
@@ -425,6 +409,13 @@ export class BlockNode implements EdgeParent {
         throw error;
       },
     );
+  }
+
+  #endWrite(pending: MaybePromise<void>, write: StartedWrite): MaybePromise<void> {
+    if (pending !== undefined) return this.#trackWrite(pending, write);
+    const { operation, offset, length, started, flags } = write;
+    this.noteWritten(offset, length, flags);
+    this.stats.done(operation, offset, length, started);
   }
 
   #trackWrite(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** What a node has done, by kind of operation. @see qapi BlockDeviceStats */
+import type { RequestFlags } from './block-driver.js';
 import type { LatencyHistogram } from './latency-histogram.js';
 
 export type IoOperation = 'read' | 'write' | 'flush' | 'unmap';
@@ -18,6 +19,16 @@ export class OperationCounters {
   /** Latency of all requests that reached the driver, summed up, nanoseconds. */
   totalNs = 0;
   histogram: LatencyHistogram | undefined;
+}
+
+/** A write under way, for its accounting; offset and length in bytes. */
+export interface StartedWrite {
+  readonly operation: IoOperation;
+  readonly offset: number;
+  readonly length: number;
+  /** As `NodeStatistics.start` gave it. */
+  readonly started: number;
+  readonly flags: RequestFlags;
 }
 
 /**

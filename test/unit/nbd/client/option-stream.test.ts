@@ -5,7 +5,13 @@ import type { Transport } from '../../../../src/nbd/client/transport.js';
 
 test('the shortest time from an option to the first bytes of its answer is the round trip', () => {
   let now = 1_000;
-  const transport: Transport = { sink: undefined, write() {}, end() {}, destroy() {} };
+  const transport: Transport = {
+    sink: undefined,
+    takesSources: false,
+    write() {},
+    end() {},
+    destroy() {},
+  };
   const stream = new OptionStream(transport, () => now);
   const arrive = (): void => {
     stream.receiveBuffer();
