@@ -39,7 +39,7 @@ const LAYERS: readonly Layer[] = [
   { folder: 'src/block/driver/all.ts', may: ['src/base', 'src/block', 'src/sys'] },
   {
     folder: 'src/block/driver/nbd.ts',
-    may: [...BLOCK_FILES, 'src/nbd/client', 'protocol/nbd', 'src/sys/socket-buffer.ts'],
+    may: [...BLOCK_FILES, 'src/nbd/client', 'protocol/nbd', 'src/sys'],
   },
   { folder: 'src/block/driver/qcow2', may: [...BLOCK_FILES, 'src/sys', 'protocol/qcow2'] },
   { folder: 'src/block/filter', may: [...BLOCK_FILES, 'src/sys'] },
