@@ -209,9 +209,10 @@ test('what can not be read fails its request, and no other one', async () => {
   const thrown = readSource(100_000, () => {
     throw new Error('it never was there');
   });
+  const secret = readSource(100_000, (_from, target) => void target.fill(7));
   const results = await Promise.allSettled([
     client.writeFrom(0, broken),
-    client.writeFrom(200_000, thrown),
+    client.writeFrom(600_000, secret).then(() => client.writeFrom(200_000, thrown)),
     client.write(400_000, DATA),
   ]);
   expect(results.map((result) => result.status)).toEqual(['rejected', 'rejected', 'fulfilled']);
