@@ -294,10 +294,11 @@ export class ConnectionPool implements ConnectionEvents {
    * be the reason.
    */
   #isLost(request: ClientRequest, error: BlockError): boolean {
-    if (!request.once && request.attempts < NBD_CLIENT_ATTEMPTS_MAX) return false;
-    const count =
-      request.attempts === 1 ? 'the connection was' : `${request.attempts} connections were`;
-    const text = `${count} lost during ${request.describe()}`;
+    const last = request.once || request.attempts >= NBD_CLIENT_ATTEMPTS_MAX;
+    if (!last || error.code === 'DF_PROTOCOL') return false; // a breach fails all that is left
+    const text = request.once
+      ? `lost the NBD server ${this.#options.name} (${error.message})`
+      : `${request.attempts} connections were lost during ${request.describe()}`;
     request.end(new BlockError('DF_DISCONNECTED', text, {}, { cause: error }));
     return true;
   }
