@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Chains that grow and shrink at random under a client that writes on, with jobs, snapshots, transactions,
- * verbs and dirty bitmaps, against a model. `DISKFERRY_SEED=n` runs one again, `DISKFERRY_SCHEDULES=n`
- * more of them, `DISKFERRY_FIRST_SEED=n` others.
+ * Chains that grow and shrink at random under a client that writes on, with jobs, snapshots,
+ * transactions, verbs and dirty bitmaps, against a model. `DISKFERRY_SEED=n` runs one again,
+ * `DISKFERRY_SCHEDULES=n` more of them, `DISKFERRY_FIRST_SEED=n` others.
  */
 import { writeFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';

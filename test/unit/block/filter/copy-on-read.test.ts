@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 import fc from 'fast-check';
 import { expect, it } from 'vitest';
+import { DirtyBitmap } from '../../../../src/block/bitmap/dirty-bitmap.js';
 import { REQ_PREFETCH } from '../../../../src/block/block-driver.js';
 import type { BlockNode } from '../../../../src/block/node.js';
 import {
@@ -46,6 +47,17 @@ it('stores in the top layer what was read from below, and only that', async () =
   expect(buffer.subarray(BLOCK).toString('latin1')).toBe('m'.repeat(BLOCK));
   expect([...allocatedIn(top)]).toEqual([1, 2]);
   expect(memoryOf(top).data[BLOCK]).toBe(2);
+});
+
+it('marks nothing in bitmaps for what it stores, as nothing has changed; writes are marked', async () => {
+  const { cor, top } = await chain();
+  const bitmap = new DirtyBitmap({ size: SIZE, granularity: BLOCK });
+  bitmap.attach(top);
+  await contentOf(cor);
+  expect(allocatedIn(top).size).toBe(7);
+  expect(bitmap.count).toBe(0);
+  await cor.write(4 * BLOCK, Buffer.alloc(BLOCK, 't'));
+  expect(bitmap.count).toBe(BLOCK);
 });
 
 it('leaves what no layer has unallocated', async () => {
