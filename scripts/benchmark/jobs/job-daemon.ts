@@ -7,7 +7,7 @@ import { QmpClient } from '../../../src/qmp.js';
 import { EXPORT_NAME, type RunningServer, type ServerKind, startServer } from '../servers.js';
 
 /** Longer than any job of the benchmark takes that comes to an end, milliseconds. */
-const EVENT_TIMEOUT_MS = 60_000;
+const EVENT_TIMEOUT_MS = 40_000;
 const CONNECT_TIMEOUT_MS = 10_000;
 const RETRY_MS = 5;
 
