@@ -25,7 +25,10 @@ function copyLoop(given: Given): CopyLoop {
   });
 }
 
-it('lets others have their turn while source and target answer at once', async () => {
+it.each([
+  ['a turn later', () => new Promise<void>((resolve) => setImmediate(resolve))],
+  ['in the same turn, so that the loop is woken in it', () => Promise.resolve()],
+])('lets others have their turn while the target answers %s', async (_, answer) => {
   const bitmap = new DirtyBitmap({ size: SIZE, granularity: 64 * KIB });
   bitmap.setDirty(0, SIZE);
   let sinceTurn = 0;
@@ -49,9 +52,10 @@ it('lets others have their turn while source and target answer at once', async (
     },
     target: {
       // As a network does: takes it now, answers later.
-      write: () => new Promise((resolve) => setImmediate(resolve)),
+      write: answer,
       writeZeroes() {},
     },
+    windowLength: 256 * KIB,
     copied(length) {
       copied += length;
     },
