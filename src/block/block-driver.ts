@@ -362,6 +362,9 @@ export interface DriverDefinition {
   readonly checker?: ImageChecker;
 }
 
+/** Takes away a file that was made; never rejects. */
+export type RemoveImage = () => Promise<void>;
+
 /** How a driver makes an image. Run by `create-image.ts`. */
 export interface ImageCreation {
   /** Options that are a BlockdevRef: nodes to write to. Absent for drivers that make files. */
@@ -370,7 +373,7 @@ export interface ImageCreation {
   readonly backing?: boolean;
   /**
    * Makes the image. What it writes is flushed by the caller; what it leaves behind when it fails is
-   * up to it, as in QEMU.
+   * up to it, but for a file that was not there before: that goes again.
    * @param options validated BlockdevCreateOptions of this driver, wire spelling, without `nodes`
    * @throws BlockError that says what was wrong; soon after `context.signal` has aborted
    */
@@ -405,6 +408,8 @@ export interface CreateContext {
   findNode(key: string): BlockBackend | undefined;
   /** Aborts when the job was cancelled; what waits on the nodes fails then. */
   readonly signal: AbortSignal;
+  /** A file was made where there was none: it is taken away when the image can't be made. */
+  madeFile(remove: RemoveImage): void;
 }
 
 export interface ChildDefinition {

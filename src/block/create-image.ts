@@ -2,7 +2,7 @@
 /** Making an image by its driver, into nodes that exist or are opened for that time. */
 import { BlockError } from '../base/errors.js';
 import { BlockBackend } from './backend.js';
-import type { CreateContext, DriverOptions, ImageCreation } from './block-driver.js';
+import type { CreateContext, DriverOptions, ImageCreation, RemoveImage } from './block-driver.js';
 import type { BlockGraph } from './graph.js';
 import type { BlockNode } from './node.js';
 import { openNode } from './open-node.js';
@@ -27,15 +27,20 @@ export function imageCreation(graph: BlockGraph, driver: string): ImageCreation 
  *
  * @param options validated BlockdevCreateOptions
  * @param signal gives up: requests that wait for a lost peer fail
+ * @returns where a file was made that was not there before: what takes it away again
  * @throws BlockError from opening the nodes, from other users of theirs, or from the driver
  */
 export async function createImage(
   graph: BlockGraph,
   options: DriverOptions,
   signal: AbortSignal,
-): Promise<void> {
+): Promise<RemoveImage | undefined> {
   const creation = imageCreation(graph, String(options.driver));
   const backends = new Map<string, BlockBackend>();
+  let remove: RemoveImage | undefined;
+  const madeFile = (undo: RemoveImage): void => {
+    remove = undo;
+  };
   const giveUp = (): void => {
     for (const backend of backends.values()) backend.root.node.cancelInFlight();
   };
@@ -46,8 +51,15 @@ export async function createImage(
       if (backend !== undefined) backends.set(key, backend);
     }
     signal.throwIfAborted();
-    await creation.create(ownOptions(options, backends), createContext(backends, signal));
+    await creation.create(
+      ownOptions(options, backends),
+      createContext(backends, { signal, madeFile }),
+    );
     for (const backend of backends.values()) await backend.flush();
+    return remove;
+  } catch (error) {
+    await remove?.();
+    throw error;
   } finally {
     signal.removeEventListener('abort', giveUp);
     for (const backend of backends.values()) await graph.detach(backend);
@@ -97,7 +109,7 @@ function ownOptions(options: DriverOptions, nodes: ReadonlyMap<string, unknown>)
 
 function createContext(
   backends: ReadonlyMap<string, BlockBackend>,
-  signal: AbortSignal,
+  { signal, madeFile }: Pick<CreateContext, 'signal' | 'madeFile'>,
 ): CreateContext {
   return {
     node(key) {
@@ -107,5 +119,6 @@ function createContext(
     },
     findNode: (key) => backends.get(key),
     signal,
+    madeFile,
   };
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Images that a job is told by file name to write to: made where that is asked for, and opened. */
+import * as path from 'node:path';
 import { BlockError, toError } from '../base/errors.js';
 import { BlockBackend } from './backend.js';
 import type { DriverOptions, ImageCreation } from './block-driver.js';
@@ -38,7 +39,7 @@ export interface TargetImage {
 
 /**
  * Makes the image where that is asked for, and opens it. A file that was made stays when something
- * fails later, as in QEMU.
+ * fails later, as in QEMU; one in which no image could be made goes again, unless it was there before.
  *
  * @throws BlockError of what could not be made or opened; no node is left then
  */
@@ -47,7 +48,7 @@ export async function openTargetImage(
   request: TargetImageRequest,
 ): Promise<TargetImage> {
   const { filename, createSize } = request;
-  if (createSize !== undefined) checkCreation(graph, request);
+  checkTargetImage(graph, request);
   const protocol = await filenameOptions(graph.drivers, filename);
   checkProtocol(graph, request, protocol);
   const options = nodeOptions(graph, request, protocol);
@@ -73,8 +74,17 @@ function isFile(graph: BlockGraph, protocol: DriverOptions): boolean {
   return graph.drivers.get(String(protocol.driver)).create !== undefined;
 }
 
-/** @throws BlockError when the format makes no images, or none with a backing file */
-function checkCreation(graph: BlockGraph, { format, backing }: TargetImageRequest): void {
+/** What can be said before anything is touched. @throws as `openTargetImage` */
+export function checkTargetImage(
+  graph: BlockGraph,
+  { filename, format, backing, createSize }: TargetImageRequest,
+): void {
+  // Of an image that is there the driver tells when it is opened.
+  if (createSize === undefined) return;
+  if (backing !== undefined && path.resolve(backing.driver.filename) === path.resolve(filename)) {
+    const message = 'Error: Trying to create an image with the same filename as the backing file';
+    throw new BlockError('DF_INVALID', message, { node: backing.name });
+  }
   if (!graph.drivers.names.includes(format)) {
     throw new BlockError('DF_INVALID', `Unknown file format '${format}'`);
   }
@@ -135,16 +145,21 @@ async function create(
 ): Promise<void> {
   const { signal } = new AbortController();
   const own = graph.drivers.get(format).create?.nodes !== undefined;
-  if (isFile(graph, protocol)) {
-    const { driver, filename: file } = protocol;
-    await createImage(graph, { driver, filename: file, size: own ? 0 : createSize }, signal);
-  }
-  if (!own) return;
-  const noted = backing === undefined ? undefined : await backingFileOf(filename, backing);
+  const noted = !own || backing === undefined ? undefined : await backingFileOf(filename, backing);
   const below =
     noted === undefined ? {} : { 'backing-file': noted.filename, 'backing-fmt': noted.format };
+  const { driver, filename: file } = protocol;
+  const remove = isFile(graph, protocol)
+    ? await createImage(graph, { driver, filename: file, size: own ? 0 : createSize }, signal)
+    : undefined;
+  if (!own) return;
   const image = { driver: format, file: protocol, size: createSize, ...below };
-  await createImage(graph, image, signal);
+  try {
+    await createImage(graph, image, signal);
+  } catch (error) {
+    await remove?.();
+    throw error;
+  }
 }
 
 /** A server has the image already, or has not. */

@@ -65,7 +65,8 @@ export abstract class BlockJob extends Job {
 
   /**
    * Applies the policy to an I/O error: reports it, pauses where it says stop. A job that is being
-   * finalized can't be paused; and what ends because the job was broken off is no news.
+   * finalized can't be paused; and what ends because the job was broken off is no news, nor is what
+   * fails while it stands still for an error already.
    */
   protected ioFailed(operation: 'read' | 'write', error: unknown): ErrorAction {
     if (this.cancelled) return 'report';
@@ -73,7 +74,9 @@ export abstract class BlockJob extends Job {
     const noSpace = errnoName(error) === 'ENOSPC';
     const action = this.state === 'pending' ? 'report' : actionOf(policy, noSpace);
     if (action === 'stop') {
-      if (this.ioStatus === 'ok') this.ioStatus = noSpace ? 'nospace' : 'failed';
+      // What was in flight beside the first that failed has the same to say.
+      if (this.ioStatus !== 'ok') return action;
+      this.ioStatus = noSpace ? 'nospace' : 'failed';
       this.stopForUser();
     }
     this.observer.ioError(this, operation, action, error);

@@ -97,6 +97,7 @@ export class StreamJob extends BlockJob {
   #openedForWriting = false;
   /** The first error that was ignored: the chain can't be shortened. */
   #ignored: { readonly error: unknown } | undefined;
+  #failed = false;
   #lookedAt = 0;
 
   /** @throws BlockError when the nodes can't be had; nothing has changed then */
@@ -195,11 +196,14 @@ export class StreamJob extends BlockJob {
     try {
       await this.#filter?.read(offset, buffer, REQ_PREFETCH);
     } catch (error) {
+      // The job has failed already; what was in flight beside it is no news.
+      if (this.#failed) throw error;
       const action = this.ioFailed('read', error);
       if (action === 'ignore') {
         this.#ignored ??= { error };
         return;
       }
+      if (action === 'report') this.#failed = true;
       if (action === 'stop') this.#again.add(error as object);
       throw error;
     }

@@ -96,3 +96,23 @@ describe('a request that fails once', () => {
     },
   );
 });
+
+describe('requests that fail together', () => {
+  it.each(['report', 'stop'])('are told of once, with on-error %s', async (policy) => {
+    const make = async (scope: Scope): Promise<{ dir: string; args: string[] }> => {
+      const always = { event: 'none', iotype: 'write', errno: 28 };
+      const made = await images({ image: 'top', rule: always })(scope);
+      await qemuIo(join(made.dir, 'base'), [`write -P 4 0 ${SIZE}`]);
+      await qemuIo(join(made.dir, 'mid'), ['discard 0 256k']);
+      return made;
+    };
+    const told = await sayToBoth(make, async ({ qmp }) => {
+      await qmp.execute('block-stream', { 'job-id': 'j', device: 'top', 'on-error': policy });
+      const gone = policy === 'report' ? 'null' : 'paused';
+      await qmp.event('JOB_STATUS_CHANGE', ({ status }) => status === gone);
+      const { length } = qmp.events.filter(({ event }) => event === 'BLOCK_JOB_ERROR');
+      return length;
+    });
+    expect(told).toBe(1);
+  });
+});

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
-import { mkdir, readFile } from 'node:fs/promises';
+import { access, mkdir, readFile, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { BlockError } from '../../../src/base/errors.js';
 import type { DriverOptions } from '../../../src/block/block-driver.js';
+import { createImage } from '../../../src/block/create-image.js';
 import { fileDriver, hostDeviceDriver } from '../../../src/block/driver/file/driver.js';
 import { nbdDefinition } from '../../../src/block/driver/nbd.js';
 import { rawDriver } from '../../../src/block/driver/raw.js';
 import { filenameOptions } from '../../../src/block/image-filename.js';
 import { openTargetImage } from '../../../src/block/target-image.js';
+import { NewFile } from '../../../src/sys/new-file.js';
 import { memoryGraph } from '../../support/memory-driver.js';
 import { testScope } from '../../support/temp.js';
 
@@ -29,6 +32,14 @@ function makeGraph() {
         await context.node('file').truncate(head.byteLength);
         await context.node('file').write(0, head);
       },
+    },
+  });
+  graph.drivers.register({
+    ...rawDriver,
+    name: 'full',
+    create: {
+      nodes: [{ key: 'file', required: true }],
+      create: () => Promise.reject(new BlockError('DF_NO_SPACE', 'no room')),
     },
   });
   return { graph, add };
@@ -73,6 +84,47 @@ describe('an image that is made for a job', () => {
     await expect(openTargetImage(graph, request)).rejects.toThrow(/^Could not create '/);
     expect(graph.nodes).toEqual([source]);
     expect(source.parents.size).toBe(0);
+  });
+});
+
+describe('a file in which no image could be made', () => {
+  const request = async () => {
+    const { graph, add } = makeGraph();
+    const source = await add('source', 4096);
+    const filename = join(await testScope().tempDir(), 'image');
+    return { graph, image: { filename, format: 'full', source, createSize: 4096 } };
+  };
+
+  it('goes again', async () => {
+    const { graph, image } = await request();
+    await expect(openTargetImage(graph, image)).rejects.toThrow('no room');
+    await expect(access(image.filename)).rejects.toThrow('ENOENT');
+  });
+
+  it('stays when it was there before', async () => {
+    const { graph, image } = await request();
+    await writeFile(image.filename, 'x');
+    await expect(openTargetImage(graph, image)).rejects.toThrow('no room');
+    await access(image.filename);
+  });
+
+  it('goes again when it can not be as large', async () => {
+    const { graph, image } = await request();
+    const { signal } = new AbortController();
+    const file = { driver: 'file', filename: image.filename, size: 1 };
+    const bad = { ...file, preallocation: 'metadata' };
+    await expect(createImage(graph, bad, signal)).rejects.toThrow();
+    await expect(access(image.filename)).rejects.toThrow('ENOENT');
+  });
+
+  it('is not taken for another that has its name by then', async () => {
+    const { filename } = (await request()).image;
+    const made = await NewFile.make(filename);
+    expect(await NewFile.make(filename)).toBeUndefined();
+    await writeFile(`${filename}.other`, 'x');
+    await rename(`${filename}.other`, filename);
+    await made?.remove();
+    expect(await readFile(filename, 'utf8')).toBe('x');
   });
 });
 

@@ -2,6 +2,7 @@
 /** `blockdev-create` of a file. @see qapi BlockdevCreateOptionsFile */
 import { BlockError, fromSystemError } from '../../../base/errors.js';
 import { MIB } from '../../../base/limits.js';
+import { NewFile } from '../../../sys/new-file.js';
 import type { CreateContext, DriverOptions, PreallocationMode } from '../../block-driver.js';
 import { PERM_ALL, PERM_RESIZE, PERM_WRITE } from '../../permissions.js';
 import { ImageHandle } from './image-handle.js';
@@ -19,17 +20,26 @@ interface FileCreateOptions {
 
 /**
  * Makes the file, or empties the one that is there, while nobody else has it open for what that would
- * disturb. When it fails later on, an empty file is left.
+ * disturb. When it fails later on, a file that was there is left empty, and a new one goes again.
  * @throws BlockError DF_LOCKED, DF_NO_SPACE, DF_NOT_SUPPORTED …
  */
 export async function createFile(
   options: DriverOptions,
-  { signal }: Pick<CreateContext, 'signal'>,
+  { signal, madeFile }: Pick<CreateContext, 'signal' | 'madeFile'>,
 ): Promise<void> {
-  const { filename, size, preallocation = 'off' } = options as unknown as FileCreateOptions;
+  const { filename } = options as unknown as FileCreateOptions;
   if (filename.includes('\0')) {
     throw new BlockError('DF_INVALID', "Parameter 'filename' does not accept NUL characters");
   }
+  const made = await NewFile.make(filename);
+  if (made !== undefined) madeFile(() => made.remove());
+  await makeImage(options as unknown as FileCreateOptions, signal);
+}
+
+async function makeImage(
+  { filename, size, preallocation = 'off' }: FileCreateOptions,
+  signal: AbortSignal,
+): Promise<void> {
   const handle = await ImageHandle.open('file', filename, {
     writable: true,
     direct: false,
