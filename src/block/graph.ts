@@ -24,6 +24,12 @@ export interface GraphObserver extends Partial<NodeObserver> {
   snapshotLeft?(node: BlockNode, snapshot: InternalSnapshot, error: unknown): void;
 }
 
+/** How a backend uses its node. */
+export interface BackendUse extends Permissions {
+  /** Of the edge, as the block graph and errors show it; default: root. */
+  readonly name?: string;
+}
+
 export class BlockGraph {
   readonly drivers = new DriverRegistry();
   readonly #nodes = new Map<string, BlockNode>();
@@ -64,7 +70,7 @@ export class BlockGraph {
     const name = wanted ?? this.#generateName();
     if (wanted !== undefined) checkNodeName(wanted);
     if (this.#nodes.has(name) || this.#reserved.has(name)) {
-      throw new BlockError('DF_EXISTS', `Duplicate nodes with node-name='${name}'`);
+      throw duplicateNode(name);
     }
     this.#reserved.add(name);
     return name;
@@ -88,16 +94,12 @@ export class BlockGraph {
   }
 
   /** Puts a backend on a node. @throws as `addEdge` */
-  attach(backend: BlockBackend, node: BlockNode, permissions: Permissions): Promise<ChildEdge> {
-    return this.exclusive(() => this.attachLocked(backend, node, permissions));
+  attach(backend: BlockBackend, node: BlockNode, use: BackendUse): Promise<ChildEdge> {
+    return this.exclusive(() => this.attachLocked(backend, node, use));
   }
 
-  async attachLocked(
-    backend: BlockBackend,
-    node: BlockNode,
-    permissions: Permissions,
-  ): Promise<ChildEdge> {
-    const edge = await this.addEdge(backend, node, { name: 'root', role: 'root', ...permissions });
+  async attachLocked(backend: BlockBackend, node: BlockNode, use: BackendUse): Promise<ChildEdge> {
+    const edge = await this.addEdge(backend, node, { name: 'root', role: 'root', ...use });
     backend.edge = edge;
     return edge;
   }
@@ -181,14 +183,7 @@ export class BlockGraph {
     which: (edge: ChildEdge) => boolean = () => true,
   ): Promise<void> {
     const moved = [...from.parents].filter((edge) => which(edge) && !isBelow(edge.parent, to));
-    const frozen = moved.find((edge) => edge.frozen);
-    if (frozen !== undefined) {
-      throw new BlockError(
-        'DF_IN_USE',
-        `Cannot change '${frozen.name}' link to '${frozen.node.name}'`,
-        { node: frozen.node.name },
-      );
-    }
+    checkMovable(moved);
     for (const edge of moved) this.#move(edge, to);
     try {
       await this.updatePermissions([to, from]);
@@ -298,6 +293,16 @@ export class BlockGraph {
   }
 }
 
+/** @throws BlockError DF_IN_USE, in QEMU's words, when a job relies on one of them */
+export function checkMovable(edges: Iterable<ChildEdge>): void {
+  for (const { frozen, name, node } of edges) {
+    if (!frozen) continue;
+    throw new BlockError('DF_IN_USE', `Cannot change '${name}' link to '${node.name}'`, {
+      node: node.name,
+    });
+  }
+}
+
 /** A child that nobody uses yet, or any more. */
 export const UNUSED_PERMISSIONS: Permissions = { taken: 0, shared: PERM_ALL };
 
@@ -309,6 +314,10 @@ export function isBelow(parent: EdgeParent, node: BlockNode): boolean {
   if (parent === node) return true;
   for (const edge of node.children.values()) if (isBelow(parent, edge.node)) return true;
   return false;
+}
+
+export function duplicateNode(name: string): BlockError {
+  return new BlockError('DF_EXISTS', `Duplicate nodes with node-name='${name}'`);
 }
 
 function noSuchNode(name: string): BlockError {

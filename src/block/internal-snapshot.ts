@@ -3,6 +3,7 @@
 import { wallClockMs } from '../base/clock.js';
 import { BlockError } from '../base/errors.js';
 import type { InternalSnapshot, InternalSnapshots } from './block-driver.js';
+import type { ChangesAhead } from './changes-ahead.js';
 import { drained } from './drain.js';
 import type { BlockGraph } from './graph.js';
 import type { BlockNode } from './node.js';
@@ -23,16 +24,24 @@ interface Keeper {
 /**
  * A new snapshot; its point in time is that of `prepare`. Undoing it deletes it. Where that fails it
  * stays, which the graph's observer is told.
- * @param root finds the node, when it is needed; may throw
+ * @param root finds the node, when it is needed, or before other changes are made; may throw
  * @param name not empty, at most 255 bytes, of no other snapshot of the image
  */
 export function takingInternalSnapshot(
   graph: BlockGraph,
-  root: () => BlockNode,
+  root: (ahead?: ChangesAhead) => BlockNode,
   { device, name }: { readonly device: string; readonly name: string },
 ): Change {
   let taken: (Keeper & { readonly made: InternalSnapshot }) | undefined;
   return {
+    async check(ahead) {
+      if (ahead.isComing(device)) return;
+      await graph.exclusive(() => {
+        const node = root(ahead);
+        if (ahead.movesNodes) return;
+        return checkName(checkCanTake(node, findKeeper(node), device), device, name);
+      });
+    },
     prepare: () =>
       graph.exclusive(async () => {
         const node = root();

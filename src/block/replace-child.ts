@@ -25,6 +25,13 @@ export function replacingChild(graph: BlockGraph, find: () => Replacement): Chan
   const move = (edge: ChildEdge, to: BlockNode): Promise<void> =>
     drained([edge.node, to], () => graph.replaceLocked(edge.node, to, (user) => user === edge));
   return {
+    check(ahead) {
+      if (!ahead.movesNodes) {
+        const replacement = find();
+        if (replacement.edge.node !== replacement.next) checkReplacement(replacement);
+      }
+      ahead.noteMove();
+    },
     prepare: () =>
       graph.exclusive(async () => {
         const { edge, next } = find();

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** External snapshots: an overlay comes above a node, whose users write there from then on. */
 import { BlockError } from '../base/errors.js';
+import type { ChangesAhead } from './changes-ahead.js';
 import { drained } from './drain.js';
 import type { ChildEdge } from './edge.js';
-import { type BlockGraph, isBelow, UNUSED_PERMISSIONS } from './graph.js';
+import { type BlockGraph, checkMovable, isBelow, UNUSED_PERMISSIONS } from './graph.js';
 import { BlockNode } from './node.js';
 import { PERM_CONSISTENT_READ } from './permissions.js';
 import { makeReadOnlyLocked } from './reopen.js';
@@ -43,17 +44,36 @@ export function takingSnapshot(
   };
 }
 
+/** @throws BlockError DF_IN_USE, in QEMU's words, when an image above relies on the node's content */
+export function checkNoOverlay(node: BlockNode): void {
+  const above = [...node.parents].find(({ role }) => role === 'backing');
+  if (above === undefined) return;
+  const user = above.parent instanceof BlockNode ? above.parent.name : above.parent.describe();
+  const message = `Node '${node.name}' is busy: node is used as backing hd of '${user}'`;
+  throw new BlockError('DF_IN_USE', message, { node: node.name });
+}
+
+/**
+ * What can be said of a snapshot before anything of its transaction is done.
+ * @param overlay its name, when it is not there yet; undefined: it will be given one
+ * @throws BlockError DF_IN_USE, DF_INVALID
+ */
+export function foreseeSnapshot(
+  ahead: ChangesAhead,
+  node: BlockNode,
+  overlay: BlockNode | string | undefined,
+): void {
+  checkNoOverlay(node);
+  if (!ahead.movesNodes) checkMovable(node.parents);
+  if (overlay instanceof BlockNode && !ahead.movesNodes) checkOverlay(node, overlay);
+  ahead.noteOverlay(node, overlay instanceof BlockNode ? overlay.name : overlay);
+}
+
 function checkOverlay(node: BlockNode, overlay: BlockNode): void {
   const refuse = (message: string): never => {
     throw new BlockError('DF_INVALID', message, { node: node.name });
   };
-  const above = [...node.parents].find(({ role }) => role === 'backing');
-  if (above !== undefined) {
-    // What is above it relies on its content.
-    const user = above.parent instanceof BlockNode ? above.parent.name : above.parent.describe();
-    const message = `Node '${node.name}' is busy: node is used as backing hd of '${user}'`;
-    throw new BlockError('DF_IN_USE', message, { node: node.name });
-  }
+  checkNoOverlay(node);
   if ((overlay.taken & PERM_CONSISTENT_READ) !== 0) refuse('The overlay is already in use');
   if (overlay.kind === 'filter') refuse('Filters cannot be used as overlays');
   if (overlay.children.has(BACKING)) refuse('The overlay already has a backing image');

@@ -118,7 +118,7 @@ export class BackupJob extends BlockJob {
     options: BackupOptions,
     observer: BlockJobObserver,
   ): Promise<BackupJob> {
-    checkOptions(options);
+    checkBackupNodes(options);
     // The filter and the successor of the bitmap come at one point in time.
     return drained([options.source], async () => {
       const job = new BackupJob(graph, options, observer);
@@ -381,7 +381,13 @@ export class BackupJob extends BlockJob {
   }
 }
 
-function checkOptions({ source, target, clusterLength, chunkLengthMax }: BackupOptions): void {
+/** @throws BlockError when the target can't be one of this source, or is copied to in too small pieces */
+export function checkBackupNodes({
+  source,
+  target,
+  clusterLength,
+  chunkLengthMax,
+}: Pick<BackupOptions, 'source' | 'target' | 'clusterLength' | 'chunkLengthMax'>): void {
   if (source === target) {
     throw new BlockError('DF_INVALID', 'Source and target cannot be the same');
   }

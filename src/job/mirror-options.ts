@@ -5,7 +5,7 @@ import type { DirtyBitmap } from '../block/bitmap/dirty-bitmap.js';
 import { defaultGranularity } from '../block/bitmap/node-bitmaps.js';
 import { canReplace } from '../block/can-replace.js';
 import { MirrorTopDriver } from '../block/filter/mirror-top.js';
-import { isBelow } from '../block/graph.js';
+import { checkMovable, isBelow } from '../block/graph.js';
 import { imageClusters } from '../block/image-clusters.js';
 import type { BlockNode } from '../block/node.js';
 import { PERM_WRITE, PERM_WRITE_UNCHANGED, type Permissions } from '../block/permissions.js';
@@ -15,7 +15,7 @@ import type { CommitChain } from './commit-chain.js';
 import type { CopyRates } from './convergence.js';
 import type { MirrorJob } from './mirror.js';
 import type { MirrorCopyMode } from './mirror-writes.js';
-import { claimNodes } from './node-claims.js';
+import { checkUnclaimed, claimNodes } from './node-claims.js';
 import type { BitmapSyncMode } from './sync-bitmap.js';
 
 /** `bitmap`: what is marked in the bitmap. */
@@ -83,11 +83,25 @@ export function targetPermissions({
 }
 
 /** @throws BlockError when the nodes can't be what they are meant to be */
-export function checkMirrorNodes({ source, target, replaces, commit }: MirrorOptions): void {
+export function checkMirrorNodes(options: MirrorOptions): void {
+  const { source, target, commit } = options;
   if (source === target) throw new BlockError('DF_INVALID', "Can't mirror node into itself");
   if (target.size !== source.size && commit === undefined) {
     throw sizeMismatch(source, target);
   }
+  checkReplaces(options);
+}
+
+/** For a target that is still to be made. @throws BlockError when the source can't be mirrored */
+export function checkMirrorSource(options: Pick<MirrorOptions, 'source' | 'replaces'>): void {
+  const { source } = options;
+  checkReplaces(options);
+  checkNoMirror(source);
+  checkUnclaimed(source);
+  checkMovable(source.parents);
+}
+
+function checkReplaces({ source, replaces }: Pick<MirrorOptions, 'source' | 'replaces'>): void {
   if (replaces !== undefined && !canReplace(source, replaces)) {
     throw new BlockError(
       'DF_INVALID',
@@ -121,12 +135,15 @@ export function checkStillReplaceable({ source, target, replaces }: MirrorOption
  */
 export function claimSource({ source, commit }: MirrorOptions): () => void {
   if (commit !== undefined) return () => undefined;
-  if (source.driver instanceof MirrorTopDriver) {
-    throw new BlockError(
-      'DF_IN_USE',
-      `Node '${source.name}' is busy: block device is in use by block job: mirror`,
-      { node: source.name },
-    );
-  }
+  checkNoMirror(source);
   return claimNodes([source], 'mirror');
+}
+
+function checkNoMirror(source: BlockNode): void {
+  if (!(source.driver instanceof MirrorTopDriver)) return;
+  throw new BlockError(
+    'DF_IN_USE',
+    `Node '${source.name}' is busy: block device is in use by block job: mirror`,
+    { node: source.name },
+  );
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** What commands do to the named bitmaps of nodes, each as a change that can be undone. */
 import { BlockError, toError } from '../../base/errors.js';
+import type { ChangesAhead } from '../changes-ahead.js';
 import type { BlockGraph } from '../graph.js';
 import { imageClusters } from '../image-clusters.js';
 import type { BlockNode } from '../node.js';
@@ -10,6 +11,7 @@ import { type BitmapBackup, checkGranularity, type DirtyBitmap } from './dirty-b
 import {
   type AddBitmapOptions,
   addBitmap,
+  checkBitmapName,
   clearBitmap,
   defaultGranularity,
   disableBitmap,
@@ -41,7 +43,18 @@ export function addingBitmap(
   { node: nodeName, ...options }: AddBitmapOptions & { readonly node: string },
 ): Change {
   let added: DirtyBitmap | undefined;
+  const { name } = options;
   return {
+    check(ahead) {
+      if (ahead.isComing(nodeName)) return;
+      const node = graph.get(nodeName);
+      if (options.granularity !== undefined) checkGranularity(options.granularity);
+      if (ahead.isComingBitmap(nodeName, name)) {
+        throw new BlockError('DF_EXISTS', `Bitmap already exists: ${name}`);
+      }
+      checkBitmapName(node, name);
+      ahead.noteBitmap(nodeName, name, 'added');
+    },
     async prepare() {
       const node = graph.get(nodeName);
       const granularity = options.granularity ?? defaultGranularity(await imageClusters(node));
@@ -112,6 +125,10 @@ async function beforeChange(graph: BlockGraph, node: BlockNode, name: string): P
 export function removingBitmap(graph: BlockGraph, bitmapName: BitmapName): Change {
   let bitmap: DirtyBitmap | undefined;
   return {
+    check(ahead) {
+      foresee(graph, ahead, bitmapName)?.checkUse({ allowInconsistent: true });
+      ahead.noteBitmap(bitmapName.node, bitmapName.name, 'busy');
+    },
     async prepare() {
       const holder = holderOf(graph, bitmapName.node);
       const found = findBitmap(holder, bitmapName.name);
@@ -138,7 +155,8 @@ export function removingBitmap(graph: BlockGraph, bitmapName: BitmapName): Chang
 }
 
 export function clearingBitmap(graph: BlockGraph, { node, name }: BitmapName): Change {
-  return withBackup(async () => {
+  const check = (ahead: ChangesAhead): void => foresee(graph, ahead, { node, name })?.checkUse();
+  return withBackup(check, async () => {
     const holder = holderOf(graph, node);
     await beforeChange(graph, holder, name);
     return { bitmap: findBitmap(holder, name), backup: clearBitmap(holder, name) };
@@ -154,7 +172,15 @@ export function mergingBitmaps(
     readonly sources: readonly (string | BitmapName)[];
   },
 ): Change {
-  return withBackup(async () => {
+  const check = (ahead: ChangesAhead): void => {
+    const { node, target, sources } = change;
+    foresee(graph, ahead, { node, name: target })?.checkUse();
+    for (const source of sources) {
+      const from = typeof source === 'string' ? { node, name: source } : source;
+      foresee(graph, ahead, from)?.checkUse({ allowReadOnly: true });
+    }
+  };
+  return withBackup(check, async () => {
     const holder = holderOf(graph, change.node);
     await beforeChange(graph, holder, change.target);
     const bitmap = findBitmap(holder, change.target);
@@ -173,6 +199,9 @@ export function switchingBitmap(
 ): Change {
   let before: DirtyBitmap | undefined;
   return {
+    check(ahead) {
+      foresee(graph, ahead, { node, name })?.checkUse({ allowReadOnly: true });
+    },
     async prepare() {
       const holder = holderOf(graph, node);
       await beforeChange(graph, holder, name);
@@ -189,7 +218,20 @@ export function switchingBitmap(
   };
 }
 
+/**
+ * The bitmap that a change will find; undefined where an earlier change makes it.
+ * @throws BlockError DF_NOT_FOUND, DF_IN_USE when there will be none to be used
+ */
+function foresee(
+  graph: BlockGraph,
+  ahead: ChangesAhead,
+  bitmap: BitmapName,
+): DirtyBitmap | undefined {
+  return ahead.isComingBitmap(bitmap.node, bitmap.name) ? undefined : lookUpBitmap(graph, bitmap);
+}
+
 function withBackup(
+  check: (ahead: ChangesAhead) => void,
   act: () => Promise<{
     readonly bitmap: DirtyBitmap;
     readonly backup: BitmapBackup | undefined;
@@ -197,6 +239,7 @@ function withBackup(
 ): Change {
   let done: Awaited<ReturnType<typeof act>> | undefined;
   return {
+    check,
     async prepare() {
       done = await act();
     },

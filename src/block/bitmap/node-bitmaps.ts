@@ -34,17 +34,22 @@ export function defaultGranularity(clusters: { readonly length: number } | undef
   return Math.min(Math.max(length, GRANULARITY_DEFAULT_MIN), GRANULARITY_DEFAULT);
 }
 
-/** Adds a clean bitmap. @throws BlockError DF_INVALID, DF_EXISTS */
-export function addBitmap(holder: SizedHolder, options: AddBitmapOptions): DirtyBitmap {
-  const { name, granularity = GRANULARITY_DEFAULT } = options;
+/** @throws BlockError DF_INVALID, DF_EXISTS when the holder can't get a bitmap of that name */
+export function checkBitmapName(holder: BitmapHolder, name: string): void {
   if (name === '') throw new BlockError('DF_INVALID', 'Bitmap name cannot be empty');
-  checkGranularity(granularity);
   if (holder.bitmaps.has(name)) {
     throw new BlockError('DF_EXISTS', `Bitmap already exists: ${name}`);
   }
   if (Buffer.byteLength(name) > BITMAP_NAME_MAX) {
     throw new BlockError('DF_INVALID', `Bitmap name too long: ${name}`);
   }
+}
+
+/** Adds a clean bitmap. @throws BlockError DF_INVALID, DF_EXISTS */
+export function addBitmap(holder: SizedHolder, options: AddBitmapOptions): DirtyBitmap {
+  const { name, granularity = GRANULARITY_DEFAULT } = options;
+  if (name !== '') checkGranularity(granularity);
+  checkBitmapName(holder, name);
   const bitmap = new DirtyBitmap({ ...options, granularity, size: holder.size });
   bitmap.attach(holder);
   return bitmap;

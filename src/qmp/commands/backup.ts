@@ -3,11 +3,12 @@
 import * as qapi from '../../../protocol/qapi/backup.js';
 import type { Infer } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
+import type { ChangesAhead } from '../../block/changes-ahead.js';
 import { drained } from '../../block/drain.js';
 import type { BlockGraph } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
 import { applyChanges, type Change } from '../../block/transaction.js';
-import { BackupJob } from '../../job/backup.js';
+import { BackupJob, checkBackupNodes } from '../../job/backup.js';
 import { checkBackup, checkBackupSettings } from '../../job/backup-request.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import type { JobTransaction } from '../../job/job-transaction.js';
@@ -39,6 +40,11 @@ export function backupStart(
 ): Change {
   let job: BackupJob | undefined;
   return {
+    async check(ahead) {
+      const isComing = ahead.isComing(args.device) || ahead.isComing(args.target);
+      if (!isComing) await checkNodes({ graph, jobs }, ahead, args);
+      foreseeBackup(jobs, ahead, args);
+    },
     async prepare() {
       const source = graph.get(args.device);
       const target = graph.get(args.target);
@@ -65,6 +71,47 @@ export function backupStart(
     },
     abort: () => job?.abandon(),
   };
+}
+
+/** Of a backup between nodes that are there. */
+async function checkNodes(
+  { graph, jobs }: BackupServices,
+  ahead: ChangesAhead,
+  args: BackupArguments,
+): Promise<void> {
+  const source = graph.get(args.device);
+  const target = graph.get(args.target);
+  checkTargetIdle(jobs, target);
+  if (!foreseesBitmap(ahead, args)) {
+    checkBackupNodes(await checkBackup({ ...requestOf(args, source), target }));
+  }
+  ahead.noteTarget(target);
+}
+
+/** The job that there will be. @throws BlockError when its id is bad or taken */
+export function foreseeBackup(
+  jobs: JobRegistry,
+  ahead: ChangesAhead,
+  args: Pick<BackupArguments, 'job-id' | 'device'>,
+): void {
+  const id = args['job-id'] ?? args.device;
+  jobs.checkFree(id);
+  ahead.noteJob(id, args.device);
+}
+
+/**
+ * The bitmap, if any, is the backup's from then on.
+ * @returns true when it is not there yet, so that nothing can be said of it
+ * @throws BlockError DF_IN_USE when an earlier change has taken it
+ */
+export function foreseesBitmap(
+  ahead: ChangesAhead,
+  { device, bitmap }: Pick<BackupArguments, 'bitmap' | 'device'>,
+): boolean {
+  if (bitmap === undefined) return false;
+  const isComing = ahead.isComingBitmap(device, bitmap);
+  ahead.noteBitmap(device, bitmap, 'busy');
+  return isComing;
 }
 
 /** @throws BlockError of what is wrong whatever the target is */

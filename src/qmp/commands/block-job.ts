@@ -11,11 +11,11 @@ import type { BlockNode } from '../../block/node.js';
 import { COPY_WINDOW_MAX } from '../../job/copy-window.js';
 import type { JobRegistry } from '../../job/job-registry.js';
 import { MIRROR_WINDOW_DEFAULT, MirrorJob } from '../../job/mirror.js';
-import type { MirrorOptions } from '../../job/mirror-options.js';
+import { checkMirrorSource, type MirrorOptions } from '../../job/mirror-options.js';
 import { checkSyncBitmap } from '../../job/sync-bitmap.js';
 import type { CommandRegistry } from '../registry.js';
 import { blockCommit } from './block-commit.js';
-import { backingOfTarget, openTarget } from './target-image.js';
+import { backingOfTarget, checkTarget, openTarget } from './target-image.js';
 
 /** QEMU's bounds of a mirror's granularity, bytes. */
 const GRANULARITY_MIN = 512;
@@ -70,14 +70,17 @@ async function driveMirror(
   }
   const settings = mirrorSettings(graph, source, args);
   const below = source.children.get('backing')?.node;
+  const image = {
+    ...args,
+    source,
+    nodeName: args['node-name'],
+    backing: backingOfTarget(args.sync, { source, below }),
+    options: targetOptions(source),
+  };
   await jobs.run(settings.id, async () => {
-    const { node: target, fresh } = await openTarget(graph, {
-      ...args,
-      source,
-      nodeName: args['node-name'],
-      backing: backingOfTarget(args.sync, { source, below }),
-      options: targetOptions(source),
-    });
+    checkMirrorSource(settings);
+    checkTarget(graph, image);
+    const { node: target, fresh } = await openTarget(graph, image);
     try {
       const sync = settings.sync === 'top' && below === undefined ? 'full' : settings.sync;
       const targetIsZero = fresh && sync === 'full';

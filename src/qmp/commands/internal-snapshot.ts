@@ -3,6 +3,7 @@
 import * as qapi from '../../../protocol/qapi/chain.js';
 import type { Infer } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
+import type { ChangesAhead } from '../../block/changes-ahead.js';
 import { deleteInternalSnapshot, takingInternalSnapshot } from '../../block/internal-snapshot.js';
 import type { BlockNode } from '../../block/node.js';
 import { applyChanges, type Change } from '../../block/transaction.js';
@@ -32,11 +33,19 @@ export function internalSnapshotChange(
   services: SnapshotServices,
   args: Infer<typeof qapi.BlockdevSnapshotInternal>,
 ): Change {
-  return takingInternalSnapshot(services.graph, () => rootNode(services, args.device), args);
+  return takingInternalSnapshot(
+    services.graph,
+    (ahead) => rootNode(services, args.device, ahead),
+    args,
+  );
 }
 
 /** A node that only exports and the like use. @throws BlockError in QEMU's words */
-function rootNode({ graph, jobs }: SnapshotServices, device: string): BlockNode {
+function rootNode(
+  { graph, jobs }: SnapshotServices,
+  device: string,
+  ahead?: ChangesAhead,
+): BlockNode {
   const node = graph.find(device);
   if (node === undefined) {
     throw new BlockError(
@@ -44,9 +53,9 @@ function rootNode({ graph, jobs }: SnapshotServices, device: string): BlockNode 
       `Cannot find device='${device}' nor node-name='${device}'`,
     );
   }
-  for (const { role, parent } of node.parents) {
-    if (role === 'root' && jobs.jobOf(parent) === undefined) continue;
-    throw new BlockError('DF_INVALID', 'Need a root block node', { node: node.name });
-  }
-  return node;
+  const isRoot = [...node.parents].every(
+    ({ role, parent }) => role === 'root' && jobs.jobOf(parent) === undefined,
+  );
+  if (isRoot && ahead?.isCovered(node) !== true) return node;
+  throw new BlockError('DF_INVALID', 'Need a root block node', { node: node.name });
 }

@@ -3,13 +3,20 @@
 import * as qapi from '../../../protocol/qapi/chain.js';
 import type { Infer } from '../../../protocol/qapi/types.js';
 import { BlockError } from '../../base/errors.js';
+import type { MaybePromise } from '../../base/maybe-promise.js';
 import { BlockBackend } from '../../block/backend.js';
+import type { ChangesAhead } from '../../block/changes-ahead.js';
 import type { EdgeParent } from '../../block/edge.js';
 import { type BlockGraph, UNUSED_PERMISSIONS } from '../../block/graph.js';
 import { awaitBacking } from '../../block/image-name.js';
 import { BlockNode } from '../../block/node.js';
-import { takingSnapshot } from '../../block/snapshot.js';
-import { openTargetImage } from '../../block/target-image.js';
+import { checkNodeName } from '../../block/node-options.js';
+import { foreseeSnapshot, type SnapshotNodes, takingSnapshot } from '../../block/snapshot.js';
+import {
+  checkTargetImage,
+  openTargetImage,
+  type TargetImageRequest,
+} from '../../block/target-image.js';
 import { applyChanges, type Change } from '../../block/transaction.js';
 import type { Job } from '../../job/job.js';
 import type { JobRegistry } from '../../job/job-registry.js';
@@ -25,15 +32,9 @@ export function registerSnapshots(registry: CommandRegistry, services: SnapshotS
   registry.register(qapi.BLOCKDEV_SNAPSHOT, (args) =>
     applyChanges([snapshotChange(services, args)]),
   );
-  registry.register(qapi.BLOCKDEV_SNAPSHOT_SYNC, async (args) => {
-    const snapshot = new SnapshotSync(services, args);
-    try {
-      await snapshot.open();
-      await applyChanges([snapshot.change()]);
-    } finally {
-      await snapshot.release();
-    }
-  });
+  registry.register(qapi.BLOCKDEV_SNAPSHOT_SYNC, (args) =>
+    applyChanges([new SnapshotSync(services, args)]),
+  );
 }
 
 /** `blockdev-snapshot`. The monitor owns the overlay already. */
@@ -41,18 +42,27 @@ export function snapshotChange(
   { graph, jobs }: SnapshotServices,
   { node: nodeName, overlay }: Infer<typeof qapi.BlockdevSnapshot>,
 ): Change {
-  const nodes = (): { node: BlockNode; overlay: BlockNode } => {
+  const nodes = (): SnapshotNodes => {
     const node = graph.get(nodeName);
     checkIdle(jobs, node);
     return { node, overlay: graph.get(overlay) };
   };
-  return takingSnapshot(graph, nodes, { keep: false });
+  return {
+    ...takingSnapshot(graph, nodes, { keep: false }),
+    check(ahead) {
+      if (ahead.isComing(nodeName)) return;
+      const node = graph.get(nodeName);
+      checkIdle(jobs, node);
+      foreseeSnapshot(ahead, node, ahead.isComing(overlay) ? overlay : graph.get(overlay));
+    },
+  };
 }
 
-/** `blockdev-snapshot-sync`, in three steps, so that only the middle one holds up users. */
-export class SnapshotSync {
+/** `blockdev-snapshot-sync`. */
+export class SnapshotSync implements Change {
   readonly #services: SnapshotServices;
   readonly #args: Infer<typeof qapi.BlockdevSnapshotSync>;
+  readonly #taking: Change;
   #overlay: BlockNode | undefined;
   #linked: (() => void) | undefined;
   /** Keeps the overlay open until it has users: it may itself be what another snapshot is of. */
@@ -61,6 +71,9 @@ export class SnapshotSync {
   constructor(services: SnapshotServices, args: Infer<typeof qapi.BlockdevSnapshotSync>) {
     this.#services = services;
     this.#args = args;
+    this.#taking = takingSnapshot(services.graph, () => this.#nodes(), {
+      keep: args['snapshot-node-name'] !== undefined,
+    });
   }
 
   /** The node whose snapshot it is. @throws BlockError DF_NOT_FOUND in QEMU's words */
@@ -72,25 +85,45 @@ export class SnapshotSync {
     throw new BlockError('DF_NOT_FOUND', `Cannot find device='${device}' nor node-name='${name}'`);
   }
 
-  /** Makes the image where that is asked for, and opens it. @throws BlockError; no node is left then */
-  async open(): Promise<void> {
-    const { graph, jobs } = this.#services;
-    const { format = 'qcow2', mode, ...args } = this.#args;
-    const { node } = this;
-    checkIdle(jobs, node);
-    const nodeName = args['snapshot-node-name'];
-    if (args['node-name'] !== undefined && nodeName === undefined) {
+  check(ahead: ChangesAhead): void {
+    const { graph } = this.#services;
+    const { device = '', 'node-name': name = '', 'snapshot-node-name': overlay } = this.#args;
+    this.#checkOverlayName();
+    const isThere = graph.find(device) !== undefined || graph.find(name) !== undefined;
+    if (isThere || !(ahead.isComing(device) || ahead.isComing(name))) {
+      checkTargetImage(graph, this.#request(this.#idleNode()));
+      foreseeSnapshot(ahead, this.node, overlay);
+    }
+    if (overlay !== undefined) ahead.noteNode(overlay);
+  }
+
+  #checkOverlayName(): void {
+    const { 'node-name': name, 'snapshot-node-name': overlay } = this.#args;
+    if (name !== undefined && overlay === undefined) {
       throw new BlockError('DF_INVALID', 'New overlay node-name missing');
     }
-    if (nodeName !== undefined && graph.find(nodeName) !== undefined) {
+    if (overlay === undefined) return;
+    if (this.#services.graph.find(overlay) !== undefined) {
       throw new BlockError('DF_EXISTS', 'New overlay node-name already in use');
     }
+    checkNodeName(overlay);
+  }
+
+  /** @throws BlockError DF_NOT_FOUND, DF_IN_USE */
+  #idleNode(): BlockNode {
+    const { node } = this;
+    checkIdle(this.#services.jobs, node);
+    return node;
+  }
+
+  #request(node: BlockNode): TargetImageRequest {
+    const { format = 'qcow2', mode, ...args } = this.#args;
     const { readOnly, discard, cache } = node.options;
     const made = mode === 'existing' ? {} : { createSize: node.size, backing: node };
-    const image = await openTargetImage(graph, {
+    return {
       filename: args['snapshot-file'],
       format,
-      nodeName,
+      nodeName: args['snapshot-node-name'],
       source: node,
       ...made,
       withoutBacking: true,
@@ -99,25 +132,37 @@ export class SnapshotSync {
         discard,
         cache: { direct: cache.direct, 'no-flush': cache.noFlush },
       },
-    });
+    };
+  }
+
+  /** Makes the image where that is asked for, and opens it. @throws BlockError; no node is left then */
+  async make(): Promise<void> {
+    const { graph } = this.#services;
+    // Much may have happened since it was checked.
+    const node = this.#idleNode();
+    this.#checkOverlayName();
+    const image = await openTargetImage(graph, this.#request(node));
     this.#overlay = image.node;
     this.#linked = awaitBacking(image.node, node);
     await graph.attach(this.#holder, image.node, UNUSED_PERMISSIONS);
   }
 
-  /** `open` has to come before its preparation. */
-  change(): Change {
-    const { graph, jobs } = this.#services;
-    const nodes = (): { node: BlockNode; overlay: BlockNode } => {
-      const overlay = this.#overlay;
-      if (overlay === undefined) throw new Error('the image is not open');
-      const { node } = this;
-      checkIdle(jobs, node);
-      return { node, overlay };
-    };
-    return takingSnapshot(graph, nodes, {
-      keep: this.#args['snapshot-node-name'] !== undefined,
-    });
+  #nodes(): SnapshotNodes {
+    const overlay = this.#overlay;
+    if (overlay === undefined) throw new Error('the image is not open');
+    return { node: this.#idleNode(), overlay };
+  }
+
+  prepare(): MaybePromise<void> {
+    return this.#taking.prepare();
+  }
+
+  commit(): MaybePromise<void> {
+    return this.#taking.commit?.();
+  }
+
+  abort(): MaybePromise<void> {
+    return this.#taking.abort?.();
   }
 
   /** Lets go of the image: it is the users' now, or is closed. */

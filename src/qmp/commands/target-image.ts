@@ -6,10 +6,16 @@ import type { Infer } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import { BlockError } from '../../base/errors.js';
 import type { DriverOptions } from '../../block/block-driver.js';
-import type { BlockGraph } from '../../block/graph.js';
+import { type BlockGraph, duplicateNode } from '../../block/graph.js';
 import type { BlockNode } from '../../block/node.js';
+import { checkNodeName } from '../../block/node-options.js';
 import { openNode } from '../../block/open-node.js';
-import { openTargetImage, type TargetImage } from '../../block/target-image.js';
+import {
+  checkTargetImage,
+  openTargetImage,
+  type TargetImage,
+  type TargetImageRequest,
+} from '../../block/target-image.js';
 import { parseJson } from '../json-stream.js';
 
 export interface TargetArguments {
@@ -37,7 +43,7 @@ export function backingOfTarget(
 
 /** @throws BlockError; no node is left then, a file that was made is */
 export async function openTarget(graph: BlockGraph, args: TargetArguments): Promise<TargetImage> {
-  const { target, source, nodeName, backing, options } = args;
+  const { target, source, nodeName, options } = args;
   if (args.mode === 'existing') {
     if (target.startsWith(JSON_PREFIX)) return openDescribed(graph, args);
     const format = args.format ?? formatOf(target);
@@ -49,16 +55,28 @@ export async function openTarget(graph: BlockGraph, args: TargetArguments): Prom
       options,
     });
   }
+  return openTargetImage(graph, creationOf(args));
+}
+
+/** What can be said before anything is touched. @throws as `openTarget` */
+export function checkTarget(graph: BlockGraph, args: TargetArguments): void {
+  if (args.nodeName !== undefined) {
+    checkNodeName(args.nodeName);
+    if (graph.find(args.nodeName) !== undefined) throw duplicateNode(args.nodeName);
+  }
+  if (args.mode !== 'existing') checkTargetImage(graph, creationOf(args));
+}
+
+function creationOf({
+  target,
+  source,
+  nodeName,
+  backing,
+  options,
+  ...args
+}: TargetArguments): TargetImageRequest {
   const format = args.format ?? source.driver.name;
-  return openTargetImage(graph, {
-    source,
-    filename: target,
-    format,
-    nodeName,
-    createSize: source.size,
-    backing,
-    options,
-  });
+  return { source, filename: target, format, nodeName, createSize: source.size, backing, options };
 }
 
 /** `json:{…}`: all options of the node, in which the command's own come first. */

@@ -36,28 +36,14 @@ async function runTransaction(
   { actions, properties = {} }: ArgumentsOf<typeof qapi.TRANSACTION>,
 ): Promise<void> {
   const group = properties['completion-mode'] === 'grouped' ? new JobTransaction() : undefined;
-  const images: (DriveBackup | SnapshotSync)[] = [];
-  const changes = actions.map((action) => {
-    if (action.type === 'drive-backup') {
-      const backup = new DriveBackup(services, action.data);
-      images.push(backup);
-      return backup.start(group);
-    }
-    if (action.type !== 'blockdev-snapshot-sync') return changeOf(services, action, group);
-    if (group !== undefined) return notGrouped(action.type);
-    const snapshot = new SnapshotSync(services, action.data);
-    images.push(snapshot);
-    return snapshot.change();
-  });
-  try {
-    // Users of the nodes do not wait for this: a server that is asked for an image may take its time.
-    for (const image of images) await image.open();
-    const nodes = actions.flatMap((action) => nodesOf(services, action));
-    // Nothing is written to any of the nodes between the first action and the last.
-    await drained(nodes, () => applyChanges(changes));
-  } finally {
-    for (const image of images) await image.release();
-  }
+  const changes = actions.map((action) => changeOf(services, action, group));
+  // Nothing is written to any of the nodes between the first action and the last.
+  await applyChanges(changes, (apply) =>
+    drained(
+      actions.flatMap((action) => nodesOf(services, action)),
+      apply,
+    ),
+  );
 }
 
 /** The nodes whose moment it is. */
@@ -77,13 +63,15 @@ function nodeName(action: Exclude<Action, { type: 'abort' | 'blockdev-replace' }
 
 function changeOf(
   services: TransactionServices,
-  action: Exclude<Action, { type: 'drive-backup' | 'blockdev-snapshot-sync' }>,
+  action: Action,
   group: JobTransaction | undefined,
 ): Change {
   if (action.type === 'blockdev-backup') return backupStart(services, action.data, group);
+  if (action.type === 'drive-backup') return new DriveBackup(services, action.data, group);
   if (action.type === 'abort') return ABORT;
   if (group !== undefined) return notGrouped(action.type);
   if (action.type === 'blockdev-replace') return blockdevReplace(services, action.data);
+  if (action.type === 'blockdev-snapshot-sync') return new SnapshotSync(services, action.data);
   if (action.type === 'blockdev-snapshot') return snapshotChange(services, action.data);
   if (action.type === 'blockdev-snapshot-internal-sync') {
     return internalSnapshotChange(services, action.data);
@@ -122,19 +110,17 @@ function bitmapChange({ graph }: BackupServices, action: BitmapAction): Change {
   }
 }
 
-const ABORT: Change = {
-  prepare() {
-    throw new BlockError('DF_INVALID', 'Transaction aborted using Abort action');
-  },
-};
+const ABORT = refusing('Transaction aborted using Abort action');
 
 function notGrouped(type: string): Change {
-  return {
-    prepare() {
-      throw new BlockError(
-        'DF_INVALID',
-        `Action '${type}' does not support Transaction property completion-mode = grouped`,
-      );
-    },
+  return refusing(
+    `Action '${type}' does not support Transaction property completion-mode = grouped`,
+  );
+}
+
+function refusing(message: string): Change {
+  const refuse = (): never => {
+    throw new BlockError('DF_INVALID', message);
   };
+  return { check: refuse, prepare: refuse };
 }
