@@ -13,7 +13,6 @@ import type { ChildEdge, EdgeParent } from '../block/edge.js';
 import type { BlockGraph } from '../block/graph.js';
 import type { BlockNode } from '../block/node.js';
 import {
-  PERM_ALL,
   PERM_CONSISTENT_READ,
   PERM_RESIZE,
   PERM_WRITE,
@@ -99,15 +98,19 @@ export class CommitChain {
         // Filters right above the base show the base itself.
         const shown = skipFilters(node) === skipFilters(this.base);
         await this.#graph.attachLocked(blocker, node, {
+          name: 'intermediate node',
           taken: 0,
           shared: PERM_WRITE | PERM_WRITE_UNCHANGED | (shown ? PERM_CONSISTENT_READ : 0),
         });
         this.#blockers.push(blocker);
       }
+      const isActive = spared !== undefined;
       const grows = this.base.size < this.top.size;
       await this.#graph.attachLocked(writer, this.base, {
-        taken: PERM_WRITE | (grows ? PERM_RESIZE : 0),
-        shared: PERM_ALL & ~PERM_RESIZE,
+        name: isActive ? 'target' : 'base',
+        taken: PERM_CONSISTENT_READ | PERM_WRITE | (grows ? PERM_RESIZE : 0),
+        // What somebody else wrote there the job would overwrite, or show to those above.
+        shared: PERM_CONSISTENT_READ | PERM_WRITE_UNCHANGED,
       });
     });
   }

@@ -121,9 +121,13 @@ export class CommitJob extends BlockJob {
         driver: (child) => new CommitTopDriver(child),
       });
       await this.#chain.block(this.#describe(), { writer: this.#writer });
-      for (const node of new Set([this.#options.device, ...overlaysOf(this.#filter)])) {
+      const { device } = this.#options;
+      for (const node of new Set([device, ...overlaysOf(this.#filter)])) {
         const holder = new BlockBackend(this.#describe());
-        await this.#graph.attach(holder, node, { taken: 0, shared: PERM_ALL & ~PERM_RESIZE });
+        await this.#graph.attach(holder, node, {
+          ...{ taken: 0, shared: PERM_ALL & ~PERM_RESIZE },
+          name: node === device ? 'main node' : 'overlay',
+        });
         this.#holders.push(holder);
       }
       // Nobody is expected to write there; who does so all the same loses nothing.

@@ -67,7 +67,8 @@ export class MirrorPlace {
     const { source, target, commit, filterNodeName } = this.#options;
     // Of a chain the filter lets the base be written; elsewhere it must find the target attached.
     if (commit === undefined) {
-      await graph.attach(this.target, target, targetPermissions(this.#options));
+      const use = { name: 'target', ...targetPermissions(this.#options) };
+      await graph.attach(this.target, target, use);
     }
     const writes = this.#parts.writes();
     this.#filter = await insertFilter(graph, source, {
@@ -79,6 +80,7 @@ export class MirrorPlace {
     });
     writes.filter = this.#filter;
     await graph.attach(this.source, source, {
+      name: 'source',
       taken: commit === undefined ? PERM_CONSISTENT_READ : 0,
       shared: PERM_ALL & ~PERM_RESIZE,
     });

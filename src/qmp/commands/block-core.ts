@@ -14,6 +14,7 @@ import { reopenNodes } from '../../block/reopen.js';
 import { resizeNode } from '../../block/resize.js';
 import { setActive } from '../../block/set-active.js';
 import type { Job } from '../../job/job.js';
+import { checkUnclaimed } from '../../job/node-claims.js';
 import type { EventHub } from '../events.js';
 import type { CommandRegistry } from '../registry.js';
 import { describeGraph } from './describe-graph.js';
@@ -116,6 +117,7 @@ function registerGraphChanges(registry: CommandRegistry, services: BlockServices
     }
     const node = graph.find(name ?? device ?? '');
     if (node === undefined) throw notFound(device ?? '', name ?? '');
+    checkUnclaimed(node);
     await resizeNode(graph, node, size);
   });
 }
