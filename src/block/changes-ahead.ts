@@ -11,6 +11,7 @@ type BitmapFate = 'added' | 'busy';
 
 export class ChangesAhead {
   readonly #comingNodes = new Set<string>();
+  readonly #images = new Set<string>();
   readonly #overlays = new Map<BlockNode, string | undefined>();
   readonly #bitmaps = new Map<string, BitmapFate>();
   readonly #jobs = new Map<string, string>();
@@ -32,6 +33,14 @@ export class ChangesAhead {
       throw new BlockError('DF_EXISTS', 'New overlay node-name already in use');
     }
     this.#comingNodes.add(name);
+  }
+
+  /** A file that is made. @throws BlockError DF_IN_USE when another image of the transaction has its name */
+  noteImage(filename: string): void {
+    if (this.#images.has(filename)) {
+      throw new BlockError('DF_IN_USE', `Two images of the transaction are called '${filename}'`);
+    }
+    this.#images.add(filename);
   }
 
   /** A node that will be there, and is not yet, can't be looked at. */

@@ -150,6 +150,12 @@ const OURS: Record<string, (path: string) => [command: string, args: object]> = 
     'transaction',
     { actions: [snapshot(path), snapshot(path, { 'node-name': 'b', format: 'raw' })] },
   ],
+  'two images in one file': (path) => [
+    'transaction',
+    {
+      actions: [snapshot(path), snapshot(path, { 'node-name': 'b', 'snapshot-node-name': 'p' })],
+    },
+  ],
   'a backup after an abort': (path) => [
     'transaction',
     { actions: [abort, { type: 'drive-backup', data: drive(path) }] },

@@ -31,6 +31,7 @@ export function registerDriveBackup(registry: CommandRegistry, services: BackupS
   );
 }
 
+/** `drive-backup`. */
 export class DriveBackup implements Change {
   readonly #services: BackupServices;
   readonly #args: Infer<typeof Definition>;
@@ -56,6 +57,7 @@ export class DriveBackup implements Change {
     const args = this.#args;
     const source = ahead.isComing(args.device) ? undefined : graph.get(args.device);
     foreseeBackup(jobs, ahead, args);
+    if (args.mode !== 'existing') ahead.noteImage(args.target);
     if (source === undefined) return;
     if (!ahead.movesNodes) checkMovable(source.parents);
     if (!foreseesBitmap(ahead, args)) checkBackupArguments(args, source);

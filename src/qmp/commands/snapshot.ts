@@ -11,7 +11,12 @@ import { type BlockGraph, UNUSED_PERMISSIONS } from '../../block/graph.js';
 import { awaitBacking } from '../../block/image-name.js';
 import { BlockNode } from '../../block/node.js';
 import { checkNodeName } from '../../block/node-options.js';
-import { foreseeSnapshot, type SnapshotNodes, takingSnapshot } from '../../block/snapshot.js';
+import {
+  checkNoOverlay,
+  foreseeSnapshot,
+  type SnapshotNodes,
+  takingSnapshot,
+} from '../../block/snapshot.js';
 import {
   checkTargetImage,
   openTargetImage,
@@ -95,6 +100,7 @@ export class SnapshotSync implements Change {
       foreseeSnapshot(ahead, this.node, overlay);
     }
     if (overlay !== undefined) ahead.noteNode(overlay);
+    if (this.#args.mode !== 'existing') ahead.noteImage(this.#args['snapshot-file']);
   }
 
   #checkOverlayName(): void {
@@ -140,6 +146,7 @@ export class SnapshotSync implements Change {
     const { graph } = this.#services;
     // Much may have happened since it was checked.
     const node = this.#idleNode();
+    checkNoOverlay(node);
     this.#checkOverlayName();
     const image = await openTargetImage(graph, this.#request(node));
     this.#overlay = image.node;
