@@ -11,7 +11,8 @@ import { checkNoOverlay } from './snapshot.js';
 /**
  * @param size bytes, 0 and up
  * @throws BlockError DF_NOT_FOUND when the node is gone, DF_IN_USE when an image lies above it,
- *   DF_PERMISSION_CONFLICT naming who needs the size to stay, DF_NOT_SUPPORTED, DF_READ_ONLY, and the driver's; the size is as before then
+ *   DF_PERMISSION_CONFLICT naming who needs the size to stay, DF_NOT_SUPPORTED,
+ *   DF_READ_ONLY, and the driver's; the size is as before then
  */
 export async function resizeNode(graph: BlockGraph, node: BlockNode, size: number): Promise<void> {
   if (size < 0) throw new BlockError('DF_INVALID', "Parameter 'size' expects a >0 size");

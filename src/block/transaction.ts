@@ -6,12 +6,12 @@ import { ChangesAhead } from './changes-ahead.js';
 export interface Change {
   /**
    * Says what `prepare` would refuse, as far as that can be known with nothing changed yet, and notes
-   * in `ahead` what later changes will find. Called when one of the changes has a `make`.
+   * in `ahead` what later changes will find. Called when this change, or one after it, has a `make`.
    * @throws only what `prepare` would surely throw, too
    */
   check?(ahead: ChangesAhead): void | Promise<void>;
   /**
-   * Makes and opens what `prepare` needs, while users go on working, after all changes were checked.
+   * Makes and opens what `prepare` needs, while users go on working, after the changes were checked.
    * What was in a file is lost then, whatever becomes of the change.
    * @throws when it can't; `release` is called all the same
    */
@@ -44,11 +44,14 @@ export async function applyChanges(
   }
 }
 
-/** Nothing is made for a transaction that is known to fail. */
+/**
+ * Nothing is made when something that comes before it, or itself, is known to fail. What comes after it
+ * is found out in its turn, as by QEMU.
+ */
 async function makeReady(changes: readonly Change[]): Promise<void> {
-  if (changes.every(({ make }) => make === undefined)) return;
+  const last = changes.findLastIndex(({ make }) => make !== undefined);
   const ahead = new ChangesAhead();
-  for (const change of changes) await change.check?.(ahead);
+  for (const change of changes.slice(0, last + 1)) await change.check?.(ahead);
   for (const change of changes) await change.make?.();
 }
 

@@ -125,7 +125,6 @@ const drive = (target: string, more: object = {}): object => ({
 
 /** Beyond QEMU, or where its daemon has no such command. */
 const OURS: Record<string, (path: string) => [command: string, args: object]> = {
-  'a transaction that fails later': (path) => ['transaction', { actions: [snapshot(path), abort] }],
   'a snapshot with a bad name': (path) => [
     'blockdev-snapshot-sync',
     snapshot(path, { 'snapshot-node-name': '9' }).data,
@@ -134,16 +133,6 @@ const OURS: Record<string, (path: string) => [command: string, args: object]> = 
     'transaction',
     {
       actions: [snapshot(path), snapshot(`${path}2`, { 'snapshot-node-name': 'p' })],
-    },
-  ],
-  'a snapshot of a node and of its overlay to come, then an abort': (path) => [
-    'transaction',
-    {
-      actions: [
-        snapshot(path),
-        snapshot(`${path}2`, { 'node-name': 'o', 'snapshot-node-name': 'p' }),
-        abort,
-      ],
     },
   ],
   'an image that could have nothing below, second': (path) => [
