@@ -2,6 +2,8 @@
 /** `diskferry jobs` and `diskferry cancel`: the jobs of a daemon, whoever has begun them. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { JsonObject } from '../../protocol/qapi/types.js';
+import { errorText } from '../base/error-text.js';
+import { toError } from '../base/errors.js';
 import type { QmpClient } from '../qmp/client.js';
 import { targetOfJob } from './migrate.js';
 import { formatBytes } from './progress.js';
@@ -90,7 +92,7 @@ async function removeTarget(client: QmpClient, job: string): Promise<void> {
   const target = targetOfJob(job);
   if (target === undefined) return;
   await client.execute('blockdev-del', { 'node-name': target }).catch((error: unknown) => {
-    const why = error instanceof Error ? error.message : String(error);
+    const why = errorText(toError(error));
     process.stderr.write(`diskferry: node '${target}' stays: ${why}\n`);
   });
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** `diskferry qmp`: one command, its result as JSON. */
 import type { JsonValue } from '../../protocol/qapi/types.js';
-import { BlockError } from '../base/errors.js';
+import { errorText } from '../base/error-text.js';
+import { BlockError, toError } from '../base/errors.js';
 import { type QmpAddress, QmpClient } from '../qmp/client.js';
 import { parseJson } from '../qmp/json-stream.js';
 import { writeJson } from '../qmp/json-writer.js';
@@ -31,7 +32,7 @@ export async function connectMonitor(text: string, signal?: AbortSignal): Promis
   } catch (error) {
     let reason: unknown = error;
     while (reason instanceof Error && reason.cause instanceof Error) reason = reason.cause;
-    const why = reason instanceof Error ? reason.message : String(reason);
+    const why = errorText(toError(reason));
     if (reason instanceof BlockError && reason.code === 'DF_TIMEOUT') {
       throw new Error(
         `the monitor at '${text}' does not answer. A monitor serves one client at a time: ` +

@@ -10,6 +10,7 @@ import { MonitorOptions } from '../../protocol/qapi/control.js';
 import type { Infer } from '../../protocol/qapi/define.js';
 import { ObjectOptions } from '../../protocol/qapi/qom.js';
 import type { ObjectType } from '../../protocol/qapi/types.js';
+import { errorText } from '../base/error-text.js';
 import { BlockError, toError } from '../base/errors.js';
 import { isLogLevel, LOG_LEVELS, type LogLevel } from '../base/log.js';
 import { parseChardevOption } from '../qmp/transport/chardev-option.js';
@@ -101,7 +102,7 @@ export function parseCommandLine(args: readonly string[], versionText: string): 
         actions.push(parseAction(argument));
       }
     } catch (error) {
-      throw new BlockError('DF_INVALID', `${argument.place}: ${toError(error).message}`, {});
+      throw new BlockError('DF_INVALID', `${argument.place}: ${errorText(toError(error))}`, {});
     }
   }
   if (daemonize) refuseStdio(actions);

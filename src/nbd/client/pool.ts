@@ -8,6 +8,7 @@
  * that have completed on all. @see proto.md "Transmission flags"
  */
 import { NBD_FLAG_CAN_MULTI_CONN } from '../../../protocol/nbd/constants.js';
+import { errorText } from '../../base/error-text.js';
 import { BlockError, toError } from '../../base/errors.js';
 import {
   NBD_CLIENT_ATTEMPTS_MAX,
@@ -384,5 +385,5 @@ export class ConnectionPool implements ConnectionEvents {
 export function asBlockError(error: unknown): BlockError {
   if (error instanceof BlockError) return error;
   const cause = toError(error);
-  return new BlockError('DF_IO', cause.message, {}, { cause });
+  return new BlockError('DF_IO', errorText(cause), {}, { cause });
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** The byte stream under an NBD connection: TCP, UNIX, an inherited descriptor, WebSocket. */
 import { connect, Socket } from 'node:net';
-import { getSystemErrorMap } from 'node:util';
-import { BlockError, errnoName, fromSystemError, toError } from '../../base/errors.js';
+import { errorText } from '../../base/error-text.js';
+import { BlockError, fromSystemError, toError } from '../../base/errors.js';
 import { NBD_GOODBYE_MS, NBD_KEEPALIVE_IDLE_MS, UNIX_PATH_MAX } from '../../base/limits.js';
 import { describeAddress, type NbdAddress } from './address.js';
 import { openWebSocket } from './websocket-transport.js';
@@ -76,11 +76,13 @@ export function abortReason(signal: AbortSignal): BlockError {
 
 /** "Failed to connect to '/run/nbd.sock': Connection refused". */
 export function connectError(error: unknown, address: NbdAddress): BlockError {
-  const name = errnoName(error);
-  const known = [...getSystemErrorMap().values()].find(([errno]) => errno === name)?.[1];
-  const reason = known ?? (error === undefined ? 'closed' : toError(error).message);
+  const to = describeAddress(address);
+  const reason = error === undefined ? 'Closed' : errorText(toError(error));
+  if (error instanceof Error && 'syscall' in error && error.syscall === 'getaddrinfo') {
+    return fromSystemError(error, `address resolution failed for ${to}: ${reason}`);
+  }
   const text = `${reason.charAt(0).toUpperCase()}${reason.slice(1)}`;
-  return fromSystemError(error, `Failed to connect to '${describeAddress(address)}': ${text}`);
+  return fromSystemError(error, `Failed to connect to '${to}': ${text}`);
 }
 
 type SocketAddress = Exclude<NbdAddress, { type: 'websocket' }>;
@@ -200,7 +202,7 @@ class SocketTransport implements Transport {
             'DF_DISCONNECTED',
             this.#ended ? 'the server hung up' : 'Connection closed',
           )
-        : new BlockError('DF_DISCONNECTED', failure.message, {}, { cause: failure }),
+        : new BlockError('DF_DISCONNECTED', errorText(failure), {}, { cause: failure }),
     );
   }
 }

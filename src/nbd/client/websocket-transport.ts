@@ -2,6 +2,7 @@
 /** NBD inside WebSocket: the stream's bytes in binary frames, cut anywhere. */
 
 import type { RawData, WebSocket } from 'ws';
+import { errorText } from '../../base/error-text.js';
 import { BlockError } from '../../base/errors.js';
 import {
   NBD_GOODBYE_MS,
@@ -109,7 +110,7 @@ class WebSocketTransport implements Transport {
     const sink = this.sink;
     this.sink = undefined;
     const cause = this.#failure;
-    const text = cause?.message ?? 'the server hung up';
+    const text = cause === undefined ? 'the server hung up' : errorText(cause);
     sink?.closed(new BlockError('DF_DISCONNECTED', text, {}, { cause }));
   }
 }

@@ -7,6 +7,7 @@ import koffi from 'koffi';
 import { expect, test } from 'vitest';
 import { WebSocketServer } from 'ws';
 import { NbdClient } from '../../../../src/nbd/client/client.js';
+import { connectError } from '../../../../src/nbd/client/transport.js';
 import { FakeNbdPeer } from '../../../support/fake-nbd-peer.js';
 import { type Scope, testScope } from '../../../support/temp.js';
 
@@ -149,4 +150,18 @@ test('a descriptor that is no socket is refused', async () => {
   await expect(NbdClient.connect({ address: { type: 'fd', fd: 9999 } })).rejects.toThrow(
     /Failed to connect to 'descriptor 9999': Unsupported fd type/,
   );
+});
+
+test.each([
+  ['getaddrinfo', 'ENOTFOUND', 'address resolution failed for h:1: Name or service not known'],
+  ['connect', 'ECONNREFUSED', "Failed to connect to 'h:1': Connection refused"],
+])('a failed %s is told in the words of the C library', (syscall, code, text) => {
+  const error = Object.assign(new Error(`${syscall} ${code} h`), { code, syscall });
+  expect(connectError(error, { type: 'inet', host: 'h', port: 1 }).message).toBe(text);
+});
+
+test('no address of a host could be connected to: told in the same words', () => {
+  const error = Object.assign(new AggregateError([]), { code: 'ECONNREFUSED' });
+  const { message } = connectError(error, { type: 'inet', host: 'h', port: 1 });
+  expect(message).toBe("Failed to connect to 'h:1': Connection refused");
 });
