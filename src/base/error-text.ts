@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** One sentence for an error and what caused it, in the form that QMP clients and scripts expect. */
 import { getSystemErrorMap } from 'node:util';
-import { errnoName } from './errors.js';
+import { BlockError, type ErrorCode, errnoName } from './errors.js';
 
 /** Where libuv's words differ from those of the C library, which tools match on. */
 const LIBC_WORDS: Readonly<Record<string, string>> = {
@@ -36,7 +36,8 @@ const CAUSES_MAX = 8;
 
 /** What one error of a chain says by itself. */
 function ownText(error: Error): string {
-  const isSystemError = 'syscall' in error;
+  // Of several addresses none could be connected to: Node says so without a text of its own.
+  const isSystemError = 'syscall' in error || error instanceof AggregateError;
   const errno = isSystemError ? errnoName(error) : undefined;
   return errno !== undefined ? errnoText(errno) : error.message;
 }
@@ -54,4 +55,35 @@ export function errorText(error: Error): string {
     cause = cause.cause;
   }
   return text;
+}
+
+/** What a failed request's error code stands for where no system call said an errno. */
+const ERRNO_OF_CODE: Readonly<Partial<Record<ErrorCode, string>>> = {
+  DF_IO: 'EIO',
+  DF_CORRUPT_IMAGE: 'EIO',
+  DF_PROTOCOL: 'EIO',
+  DF_NO_SPACE: 'ENOSPC',
+  DF_NO_MEMORY: 'ENOMEM',
+  DF_TIMEOUT: 'ETIMEDOUT',
+};
+
+/**
+ * The words of the errno that a failed request ended with, which scripts match on, then the details:
+ * "No space left on device: the NBD server failed NBD_CMD_WRITE of ...". Without an errno: `errorText`.
+ */
+export function requestErrorText(error: Error): string {
+  const text = errorText(error);
+  const errno = requestErrno(error);
+  if (errno === undefined) return text;
+  const words = errnoText(errno);
+  if (text.startsWith(words)) return text;
+  const end = `: ${words}`;
+  return `${words}: ${text.endsWith(end) ? text.slice(0, -end.length) : text}`;
+}
+
+function requestErrno(error: Error): string | undefined {
+  if (!(error instanceof BlockError)) return 'syscall' in error ? errnoName(error) : undefined;
+  // However the connection was lost, who sends requests is told of an I/O error.
+  if (error.code === 'DF_DISCONNECTED') return 'EIO';
+  return error.context.errno ?? ERRNO_OF_CODE[error.code];
 }

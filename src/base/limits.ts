@@ -101,6 +101,8 @@ export const QMP_UNSENT_PAUSE = 1 * MIB;
 export const QMP_UNSENT_MAX = 16 * MIB;
 /** Time for the commands of a QMP client that has ended its side to complete, ms. */
 export const QMP_HALF_CLOSED_MS = 1000;
+/** A command that cancels a job replies after this time though the job has not ended, milliseconds. */
+export const JOB_CANCEL_REPLY_MS = 1000;
 /** Clients that wait for a character device to become free; the next is turned away. */
 export const CHARDEV_WAITING_MAX = 16;
 /** Time to open a connection to a socket, ms. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Filters that jobs put above a node while it is in use, and take out again. */
+import { BlockError } from '../base/errors.js';
 import type { BlockDriver, ChildRole, DriverKind } from './block-driver.js';
 import { chainNext } from './chain.js';
 import { drained } from './drain.js';
@@ -12,6 +13,8 @@ const FILTER_KIND: DriverKind = 'filter';
 export interface FilterOptions {
   /** Node name; made when absent. */
   readonly name: string | undefined;
+  /** What QEMU says before its words against a bad or taken name; default: nothing. */
+  readonly nameRefusal?: string;
   /** Key of the filter's child, as the block graph shows it: 'file' or 'backing'. */
   readonly childName: string;
   /** The filter's driver on the edge to the node below. */
@@ -31,7 +34,7 @@ export async function insertFilter(
   below: BlockNode,
   options: FilterOptions,
 ): Promise<BlockNode> {
-  const name = graph.reserveName(options.name);
+  const name = reserveName(graph, options);
   const filter = new BlockNode(name, FILTER_KIND, {
     ...below.options,
     discard: 'unmap',
@@ -51,6 +54,15 @@ export async function insertFilter(
     graph.releaseName(name);
   }
   return filter;
+}
+
+function reserveName(graph: BlockGraph, { name, nameRefusal }: FilterOptions): string {
+  try {
+    return graph.reserveName(name);
+  } catch (error) {
+    if (nameRefusal === undefined || !(error instanceof BlockError)) throw error;
+    throw new BlockError(error.code, `${nameRefusal}: ${error.message}`, error.context);
+  }
 }
 
 async function openFilter(

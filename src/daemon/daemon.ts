@@ -3,6 +3,7 @@
 
 import { QAPI_COMMANDS, QAPI_EVENTS } from '../../protocol/qapi/all.js';
 import { BLOCK_IO_ERROR } from '../../protocol/qapi/block-core.js';
+import { requestErrorText } from '../base/error-text.js';
 import { BlockError, errnoName, toError } from '../base/errors.js';
 import { NBD_UNIX_SEND_BUFFER, SHUTDOWN_STEP_MS } from '../base/limits.js';
 import { type Logger, subjectLog } from '../base/log.js';
@@ -250,7 +251,7 @@ export class Daemon {
         operation,
         action: 'report',
         nospace: errnoName(error) === 'ENOSPC',
-        reason: toError(error).message,
+        reason: requestErrorText(toError(error)),
       });
     };
   }

@@ -26,7 +26,7 @@ import { PERM_ALL, PERM_CONSISTENT_READ } from '../block/permissions.js';
 import { roundTripMs } from '../block/round-trip.js';
 import { sizeMismatch } from '../block/size-mismatch.js';
 import { BlockJob, type BlockJobObserver, type BlockJobOptions } from './block-job.js';
-import { CopyLoop, type CopyTarget } from './copy-loop.js';
+import { CopyLoop, type CopyLoopEnd, type CopyTarget } from './copy-loop.js';
 import { COPY_WINDOW_MAX } from './copy-window.js';
 import { SourceDiscards } from './source-discards.js';
 import type { BitmapSyncMode } from './sync-bitmap.js';
@@ -156,6 +156,8 @@ export class BackupJob extends BlockJob {
       this.#driver = driver;
       driver.onBroken = (error) => {
         this.#broken = { error };
+        // What is still being copied is of no use any more, least of all to a target that is silent.
+        this.target.cancelInFlight();
         this.wakeUp();
       };
       driver.copies.onCopied = (length) => this.#progress(length);
@@ -174,6 +176,7 @@ export class BackupJob extends BlockJob {
     let made: CopyBeforeWriteDriver | undefined;
     this.#filter = await insertFilter(this.#graph, this.source, {
       name: this.#options.filterNodeName,
+      nameRefusal: 'Could not create node',
       childName: 'file',
       others: new Map([['target', { role: 'target', node: this.target }]]),
       driver: (child, others) => {
@@ -244,7 +247,8 @@ export class BackupJob extends BlockJob {
       unmap: true,
       taken: (offset, length) => copies.begin(offset, length),
       copied: (length) => this.#progress(length),
-      failed: (operation, error) => this.ioFailed(operation, error) !== 'report',
+      failed: (operation, error) =>
+        this.#broken === undefined && this.ioFailed(operation, error) !== 'report',
     });
   }
 
@@ -268,13 +272,23 @@ export class BackupJob extends BlockJob {
     for (;;) {
       await this.pausePoint();
       if (this.cancelRequested) return;
-      const end = await loop.run(() => this.shouldYield || this.#broken !== undefined);
+      const end = await this.#copySome(loop);
       this.#checkBroken();
       if (end === 'yielded') continue;
       // Copies for the sake of writes may be under way still, and may fail.
       await copies.whenIdle();
       this.#checkBroken();
       if (copies.bitmap.count === 0) return;
+    }
+  }
+
+  /** Until it has to yield. A broken snapshot is the reason for what fails after it. */
+  async #copySome(loop: CopyLoop): Promise<CopyLoopEnd> {
+    try {
+      return await loop.run(() => this.shouldYield || this.#broken !== undefined);
+    } catch (error) {
+      this.#checkBroken();
+      throw error;
     }
   }
 

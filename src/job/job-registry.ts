@@ -85,12 +85,13 @@ export class JobRegistry implements BlockJobObserver {
     }
   }
 
-  /** Breaks off all jobs and waits until each has ended; for shut-down. */
+  /** Breaks off all jobs, waits until each has ended, and forgets them; for shut-down. */
   async cancelAll(): Promise<void> {
     for (const job of this.jobs) job.cancelNow({ force: true });
     for (const job of this.jobs) {
       await job.ended;
       await job.concluded;
+      if (job.state === 'concluded') job.dismiss();
     }
   }
 

@@ -176,11 +176,11 @@ export abstract class Job {
     this.hold();
   }
 
-  /** User verb. @throws BlockError in the wrong state, or when not paused by the user */
+  /** User verb. @throws BlockError when not paused by the user, or in the wrong state */
   resume(): void {
-    this.checkVerb('resume');
     if (!this.#userPaused)
       throw new BlockError('DF_INVALID', "Can't resume a job that was not paused");
+    this.checkVerb('resume');
     this.userResumed();
     this.#userPaused = false;
     this.unhold();

@@ -143,6 +143,7 @@ export class StreamJob extends BlockJob {
       }
       this.#filter = await insertFilter(graph, top, {
         name: filterNodeName,
+        nameRefusal: 'Could not create node',
         childName: 'file',
         driver: (child) => {
           this.#driver = new CopyOnReadDriver(child, bottom);

@@ -3,8 +3,11 @@
 import * as blockJob from '../../../protocol/qapi/block-job.js';
 import * as qapi from '../../../protocol/qapi/job.js';
 import type { ArgumentsOf, DataOf, Output } from '../../../protocol/qapi/types.js';
-import { errorText } from '../../base/error-text.js';
-import { BlockError, toError } from '../../base/errors.js';
+import { startTimeout } from '../../base/clock.js';
+import { errorText, requestErrorText } from '../../base/error-text.js';
+import { BlockError } from '../../base/errors.js';
+import { JOB_CANCEL_REPLY_MS } from '../../base/limits.js';
+import type { MaybePromise } from '../../base/maybe-promise.js';
 import { BlockJob } from '../../job/block-job.js';
 import type { Job } from '../../job/job.js';
 import type { JobRegistry } from '../../job/job-registry.js';
@@ -17,7 +20,7 @@ type JobType = Output<typeof qapi.JobType>;
 export function registerJobs(registry: CommandRegistry, jobs: JobRegistry): void {
   registry.register(qapi.JOB_PAUSE, ({ id }) => jobs.get(id).pause());
   registry.register(qapi.JOB_RESUME, ({ id }) => jobs.get(id).resume());
-  registry.register(qapi.JOB_CANCEL, ({ id }) => jobs.get(id).cancel({ force: true }));
+  registry.register(qapi.JOB_CANCEL, ({ id }) => cancelJob(jobs.get(id), { force: true }));
   registry.register(qapi.JOB_COMPLETE, ({ id }) => jobs.get(id).complete());
   registry.register(qapi.JOB_DISMISS, ({ id }) => jobs.get(id).dismiss());
   registry.register(qapi.JOB_FINALIZE, ({ id }) => jobs.get(id).finalize());
@@ -43,12 +46,29 @@ export function registerBlockJobs(registry: CommandRegistry, jobs: JobRegistry):
 }
 
 /** @throws BlockError when the user, or an error, has paused the job and `force` is not given */
-function cancelBlockJob(job: BlockJob, options: { readonly force: boolean }): void {
+function cancelBlockJob(job: BlockJob, options: { readonly force: boolean }): MaybePromise<void> {
   if (job.userPaused && !options.force) {
     const reason = `The block job for device '${job.id}' is currently paused`;
     throw new BlockError('DF_INVALID', reason);
   }
+  return cancelJob(job, options);
+}
+
+/**
+ * As managers are used to, a job has ended before the reply, but for a mirror at its work, which only
+ * begins to. A target that says nothing does not hold the reply for long.
+ */
+function cancelJob(job: Job, options: { readonly force: boolean }): MaybePromise<void> {
+  const atWork = job.state !== 'waiting' && job.state !== 'pending';
   job.cancel(options);
+  if (job instanceof MirrorJob && atWork) return undefined;
+  return new Promise((resolve) => {
+    const callOff = startTimeout(JOB_CANCEL_REPLY_MS, resolve);
+    void job.concluded.then(() => {
+      callOff();
+      resolve();
+    });
+  });
 }
 
 /** Turns the lives of jobs into events; returns what ends that. */
@@ -70,8 +90,10 @@ export function emitJobEvents(jobs: JobRegistry, events: EventHub): () => void {
         events.emit(blockJob.BLOCK_JOB_CANCELLED, describeProgress(job));
         return;
       }
-      const error = job.error === undefined ? {} : { error: errorText(job.error) };
-      events.emit(blockJob.BLOCK_JOB_COMPLETED, { ...describeProgress(job), ...error });
+      events.emit(blockJob.BLOCK_JOB_COMPLETED, {
+        ...describeProgress(job),
+        ...describeError(job),
+      });
     },
     ioError(job, operation, action) {
       events.emit(blockJob.BLOCK_JOB_ERROR, { device: job.id, operation, action });
@@ -153,6 +175,9 @@ function describeRate(job: Job): { remaining: number; rate: number; 'time-left'?
   return { remaining, rate, ...(rate > 0 ? { 'time-left': Math.ceil(remaining / rate) } : {}) };
 }
 
+/** A block job says first, in the system's words, what its request failed with. */
 function describeError(job: Job): { error?: string } {
-  return job.error === undefined ? {} : { error: errorText(toError(job.error)) };
+  const { error } = job;
+  if (error === undefined) return {};
+  return { error: job instanceof BlockJob ? requestErrorText(error) : errorText(error) };
 }

@@ -319,6 +319,19 @@ describe('backup', () => {
     expectNothingLeft(bench);
   });
 
+  it('ends when a write breaks its snapshot while the target says nothing', async () => {
+    const bench = await makeBench();
+    const waiting = new Set<(error: Error) => void>();
+    bench.copy.delay = () => new Promise((_, reject) => waiting.add(reject));
+    const cancelInFlight = (): void => waiting.forEach((reject) => void reject(new Error('over')));
+    Object.assign(bench.copy, { cancelInFlight });
+    const job = await bench.backup({ sync: 'full', onCbwError: 'break-snapshot', cbwTimeoutMs: 1 });
+    await bench.guest.write(0, Buffer.alloc(512, 7));
+    await job.concluded;
+    expect(job.error?.message).toContain('saving the old content before a write took more than');
+    expectNothingLeft(bench);
+  });
+
   it.each(['paused', 'pending', 'created'] as const)('is cancelled when %s', async (state) => {
     const bench = await makeBench();
     const bitmap = addBitmap(bench.source, { name: 'b' });
