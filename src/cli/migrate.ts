@@ -8,6 +8,7 @@ import type { JsonObject } from '../../protocol/qapi/types.js';
 import { toError } from '../base/errors.js';
 import { type QmpClient, QmpCommandError } from '../qmp/client.js';
 import { BitmapCarrier } from './carry-bitmaps.js';
+import { addressOfNode, diskOfJob } from './earlier-migration.js';
 import { Interruption } from './interruption.js';
 import { JobChanges } from './job-changes.js';
 import {
@@ -45,6 +46,8 @@ interface Plan {
   readonly target: string;
   /** Name of the job. */
   readonly job: string;
+  /** The job is that of an earlier call. */
+  readonly begunBefore?: boolean;
   /** Of the bitmaps that go along. */
   readonly carrier?: BitmapCarrier | undefined;
 }
@@ -108,11 +111,14 @@ async function goOn(options: MigrateOptions, interruption: Interruption): Promis
     const advice = `'diskferry cancel ${from} ${job}' calls it off; then begin anew`;
     throw new Error(`--job '${job}': the disk's bitmaps would stay behind. ${advice}`);
   }
-  const plan = { node: job, to: `node '${target}'`, pivot: !copyOnly, target, job };
+  const to = `node '${target}'`;
+  const plan: Plan = { node: job, to, pivot: !copyOnly, target, job, begunBefore: true };
   return withMonitor(from, plan, interruption, async (client) => {
     const jobs = (await client.execute('query-jobs')) as readonly JsonObject[];
     if (!jobs.some(({ id }) => id === job)) throw new Error(`there is no job '${job}'`);
-    return run(client, plan, interruption);
+    const node = (await diskOfJob(client, job, target)) ?? plan.node;
+    const to = (await addressOfNode(client, target)) ?? plan.to;
+    return run(client, { ...plan, node, to }, interruption);
   });
 }
 
@@ -281,6 +287,7 @@ interface End {
 async function follow(client: QmpClient, plan: Plan, changes: JobChanges): Promise<End> {
   const { job, node, carrier } = plan;
   const bar = new ProgressBar(process.stderr, node);
+  let begunBefore = plan.begunBefore === true;
   let ending = false;
   let bitmapError: Error | undefined;
   let carried = carrier === undefined;
@@ -293,7 +300,10 @@ async function follow(client: QmpClient, plan: Plan, changes: JobChanges): Promi
         carrier?.leave();
         throw new Error(`somebody else has dismissed the job '${job}'`);
       }
-      bar.show(Number(info['current-progress']), Number(info['total-progress']));
+      const done = Number(info['current-progress']);
+      if (begunBefore) bar.beginAt(done);
+      begunBefore = false;
+      bar.show(done, Number(info['total-progress']));
       if (info.status === 'concluded') {
         if (typeof info.error === 'string') return { error: info.error, bitmapError };
         if (ending) return { error: undefined, bitmapError };

@@ -18,6 +18,7 @@ export interface ProgressStream {
 export class ProgressBar {
   readonly #started: number;
   #shown = false;
+  #doneBefore = 0;
   #lines = 0;
 
   /** @param now milliseconds, for the rate */
@@ -29,21 +30,28 @@ export class ProgressBar {
     this.#started = now();
   }
 
+  /** @param done bytes that are done when the bar begins to look, and so tell nothing of the rate */
+  beginAt(done: number): void {
+    this.#doneBefore = done;
+  }
+
   /** @param done bytes, of `total` as known now */
   show(done: number, total: number): void {
     const part = total > 0 ? Math.min(1, done / total) : 0;
-    const rate = done / Math.max((this.now() - this.#started) / 1000, 0.001);
+    const rate =
+      Math.max(0, done - this.#doneBefore) / Math.max((this.now() - this.#started) / 1000, 0.001);
+    const speed = rate > 0 ? `  ${formatBytes(rate)}/s` : '';
     const percent = `${Math.floor(part * 100)}%`.padStart(4);
     if (this.stream.isTTY !== true) {
       if (Math.floor(part * LINES) <= this.#lines) return;
       this.#lines = Math.floor(part * LINES);
-      this.stream.write(`${this.title} ${percent}  ${formatBytes(rate)}/s\n`);
+      this.stream.write(`${this.title} ${percent}${speed}\n`);
       return;
     }
     const filled = Math.round(part * BAR_WIDTH);
     const bar = `${'█'.repeat(filled)}${'░'.repeat(BAR_WIDTH - filled)}`;
     const left = rate > 0 ? `${Math.ceil((total - done) / rate)} s left` : '';
-    this.stream.write(`\r${this.title} ${bar}${percent}  ${formatBytes(rate)}/s  ${left}\u001b[K`);
+    this.stream.write(`\r${this.title} ${bar}${percent}${speed}  ${left}\u001b[K`);
     this.#shown = true;
   }
 

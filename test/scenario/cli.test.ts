@@ -255,7 +255,7 @@ describe('a migration under way', () => {
     await diskferry(['qmp', monitor, 'block-job-set-speed', `device=${job}`, 'speed=0']);
     const { code, stdout } = await diskferry(['migrate', '--from', monitor, '--job', job]);
     const node = job.slice('job-'.length);
-    const text = `migrated: '${job}' is now at node '${node}'; its users here are on node '${node}'\n`;
+    const text = `migrated: 'disk' is now at ${target.uri}; its users here are on node '${node}'\n`;
     expect({ code, stdout }).toEqual({ code: 0, stdout: text });
     await runPeer('qemu-io', ['-f', 'raw', '-c', 'write -P 7 1M 4k', '-c', 'flush', source.uri]);
     expect(await firstDifference(source.path, target.path)).toBe(MIB);

@@ -22,6 +22,16 @@ describe('a progress bar', () => {
     expect(written.at(-1)).toBe('\n');
   });
 
+  it('leaves out of the rate what was done before it looked', () => {
+    const { bar: progress, written, clock } = bar(true);
+    progress.beginAt(100 * MIB);
+    clock.ms = 2000;
+    progress.show(100 * MIB, 200 * MIB);
+    expect(written.join('')).not.toContain('/s');
+    progress.show(150 * MIB, 200 * MIB);
+    expect(written.join('')).toMatch(/75% {2}25\.0 MiB\/s {2}2 s left/);
+  });
+
   it('does not guess the time left before anything has been done', () => {
     const { bar: progress, written } = bar(true);
     progress.show(0, 200 * MIB);
