@@ -341,7 +341,7 @@ export interface DriverDefinition {
   /**
    * Children that the options say nothing of and the medium itself names: a backing file that stands in
    * an image. Called when the children of the options are attached. Keys that the options have (null
-   * too) are not looked at.
+   * too) are not looked at. A child that has 'file' and no driver gets the format that is found there.
    * @param resolve the protocol node's options for a file name: see `filenameOptions`
    */
   impliedChildren?(

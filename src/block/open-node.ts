@@ -2,6 +2,7 @@
 /** From a BlockdevOptions object to an open node with its children: `blockdev-add`. */
 import { BlockError } from '../base/errors.js';
 import { GRAPH_DEPTH_MAX } from '../base/limits.js';
+import { BlockBackend } from './backend.js';
 import type {
   ChildDefinition,
   DriverDefinition,
@@ -19,6 +20,8 @@ import {
   parseNodeOptions,
   ROOT_DEFAULTS,
 } from './node-options.js';
+import { PERM_ALL, PERM_CONSISTENT_READ } from './permissions.js';
+import { PROBE_LENGTH, probeFormat } from './probe-format.js';
 
 export interface OpenOptions {
   /** Gives up opening (a server that says nothing). Default: never. */
@@ -102,13 +105,54 @@ async function openImplied(
   options: OpenOptions,
 ): Promise<void> {
   try {
-    await openChild(graph, node, wanted, options);
+    const value = await withDriver(graph, node, wanted.value as DriverOptions, options);
+    await openChild(graph, node, { ...wanted, value }, options);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     const what = wanted.child.role === 'backing' ? 'backing file' : wanted.child.key;
     throw new BlockError(error.code, `Could not open ${what}: ${error.message}`, error.context, {
       cause: error,
     });
+  }
+}
+
+/** A medium may name a file and not say which format that has. */
+async function withDriver(
+  graph: BlockGraph,
+  node: BlockNode,
+  value: DriverOptions,
+  options: OpenOptions,
+): Promise<DriverOptions> {
+  if (value.driver !== undefined) return value;
+  const inherited = inheritedByChild(node.options, 'format', 'backing');
+  const file = value.file as DriverOptions;
+  return { driver: await formatOf(graph, file, { ...options, inherited }), ...value };
+}
+
+/**
+ * Which format an image has, by its first bytes.
+ * @param protocol options of the node that has them
+ * @throws BlockError where it can't be opened or read
+ */
+export async function formatOf(
+  graph: BlockGraph,
+  protocol: DriverOptions,
+  { signal, inherited }: OpenOptions = {},
+): Promise<string> {
+  const node = await openNode(
+    graph,
+    { ...protocol, 'read-only': true },
+    { ...(signal === undefined ? {} : { signal }), ...(inherited ? { inherited } : {}) },
+  );
+  const backend = new BlockBackend('looking for its format');
+  try {
+    await graph.attach(backend, node, { taken: PERM_CONSISTENT_READ, shared: PERM_ALL });
+    const head = Buffer.alloc(PROBE_LENGTH);
+    await backend.read(0, head.subarray(0, Math.min(PROBE_LENGTH, backend.size)));
+    return probeFormat(head, String(protocol.filename ?? ''));
+  } finally {
+    await graph.detach(backend);
+    await graph.exclusive(() => graph.closeUnused(node));
   }
 }
 

@@ -18,7 +18,7 @@ import { registerDrivers } from '../../block/driver/all.js';
 import { BlockGraph } from '../../block/graph.js';
 import { filenameOptions } from '../../block/image-filename.js';
 import type { BlockNode } from '../../block/node.js';
-import { openNode } from '../../block/open-node.js';
+import { formatOf, openNode } from '../../block/open-node.js';
 import {
   PERM_ALL,
   PERM_CONSISTENT_READ,
@@ -29,7 +29,6 @@ import { ThrottleGroups } from '../../block/throttle/throttle-groups.js';
 import { parseOption } from '../../daemon/schema-option.js';
 import { addObject } from '../../qmp/commands/qom.js';
 import { parseImageOptions } from './image-options.js';
-import { PROBE_LENGTH, probeFormat } from './probe.js';
 
 /** How a command wants an image. */
 export interface ImageRequest {
@@ -224,19 +223,7 @@ export class ImageSession {
   }
 
   async #probe(protocol: DriverOptions, access: JsonObject): Promise<string> {
-    const readOnly = { ...access, 'read-only': true };
-    const node = await openNode(this.graph, validated({ ...protocol, ...readOnly }));
-    const backend = new BlockBackend('looking for its format');
-    try {
-      const permissions = { taken: PERM_CONSISTENT_READ, shared: PERM_ALL };
-      await this.graph.attach(backend, node, permissions);
-      const head = Buffer.alloc(Math.min(PROBE_LENGTH, backend.size));
-      await backend.read(0, head);
-      return probeFormat(head);
-    } finally {
-      await this.graph.detach(backend);
-      await this.graph.exclusive(() => this.graph.closeUnused(node));
-    }
+    return formatOf(this.graph, validated({ ...protocol, ...access, 'read-only': true }));
   }
 }
 

@@ -2,9 +2,8 @@
 /** The children that an image names itself: its backing file and its external data file. */
 import path from 'node:path';
 import { QCOW2_EXT_DATA_FILE } from '../../../../protocol/qcow2/extensions.js';
-import { QCOW2_INCOMPAT_DATA_FILE, QCOW2_MAGIC } from '../../../../protocol/qcow2/header.js';
+import { QCOW2_INCOMPAT_DATA_FILE } from '../../../../protocol/qcow2/header.js';
 import { BlockError } from '../../../base/errors.js';
-import { DiskFile } from '../../../sys/file.js';
 import type { DriverOptions, OpenContext } from '../../block-driver.js';
 import { type ImageHead, readHead } from './open.js';
 
@@ -12,7 +11,8 @@ import { type ImageHead, readHead } from './open.js';
 type Resolve = (filename: string) => Promise<DriverOptions>;
 
 /**
- * Options of the children that the image names and the options don't.
+ * Options of the children that the image names and the options don't; without a driver where the
+ * image does not say which format its backing file has.
  * @throws BlockError DF_INVALID when a name can't be understood
  */
 export async function impliedChildren(
@@ -45,8 +45,7 @@ async function backingOptions(
   if (name.startsWith('json:')) return jsonOptions(name.slice('json:'.length));
   const file = await resolve(fullBackingName(name, imageName));
   if (backingFormat !== undefined && backingFormat !== '') return { driver: backingFormat, file };
-  if (file.driver !== 'file') return { driver: 'raw', file };
-  return { driver: await probe(String(file.filename)), file };
+  return { file };
 }
 
 /** The backing file's name as it stands in the image, made absolute where it is relative. */
@@ -103,16 +102,4 @@ function plain(map: ReadonlyMap<string, unknown>): Record<string, unknown> {
       value instanceof Map ? plain(value as Map<string, unknown>) : value,
     ]),
   );
-}
-
-/** qcow2 where the first bytes say so, else raw. */
-async function probe(filename: string): Promise<string> {
-  const file = await DiskFile.open(filename, { writable: false, direct: false });
-  try {
-    const magic = Buffer.alloc(4);
-    await file.read(0, magic);
-    return magic.readUInt32BE(0) === QCOW2_MAGIC ? 'qcow2' : 'raw';
-  } finally {
-    await file.close();
-  }
 }
