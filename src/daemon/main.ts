@@ -105,6 +105,7 @@ function stayUp(ending: Ending, { logger }: Log): void {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => ending.begin(signal));
   }
+  process.on('SIGUSR1', () => logger.debug({ event: 'daemon.signal' }, 'SIGUSR1: ignored'));
   process.on('uncaughtException', (error) => {
     logger.fatal({ event: 'daemon.unexpected', error }, 'an unexpected error; the daemon goes on');
   });

@@ -17,6 +17,8 @@ const POOL_THREADS = '16';
  *   time of hundreds
  */
 function startProgram(name: string): ReturnType<typeof load.loadProgram> | undefined {
+  // Left alone, Node would open its debugger to everybody on this machine. A listener prevents that.
+  process.on('SIGUSR1', () => undefined);
   process.env.UV_THREADPOOL_SIZE ??= POOL_THREADS;
   // V8 makes optimised code of whatever runs for a tenth of a second, which costs as much CPU as
   // copying half a gigabyte, and what lasts so short never gets it back. With this it waits some

@@ -4,7 +4,6 @@ import { BlockError } from '../../base/errors.js';
 import { MIB } from '../../base/limits.js';
 import type { BlockBackend } from '../../block/backend.js';
 import { STATUS_ZERO } from '../../block/block-driver.js';
-import { ProgressBar } from '../progress.js';
 import { COMMON, PROGRESS, parseImgArguments } from './arguments.js';
 import { checkBitmaps, checkKeepsBitmaps, copyBitmaps } from './copy-bitmaps.js';
 import { type CopyImageOptions, copyImage } from './copy-image.js';
@@ -16,6 +15,7 @@ import {
   parseFormatOptions,
 } from './format-options.js';
 import { type Backing, backingOf, makeImage } from './new-image.js';
+import { withProgress } from './progress.js';
 import { type CacheMode, cacheMode, ImageSession } from './session.js';
 import { parseSize } from './sizes.js';
 import { showSnapshot } from './source-snapshot.js';
@@ -89,21 +89,15 @@ export async function convert(args: string[]): Promise<number> {
     const isArbitrary = target.root.node.driver.newIsArbitrary === true;
     const isNewAndZero = !noCreate && !isArbitrary && backing === undefined;
     const below = target.root.node.children.get('backing')?.node.size ?? 0;
-    const bar = new ProgressBar(process.stderr, 'convert');
-    try {
-      await copyImage({
-        ...{ source, target, sparseLength, requestsMax, speed, compressed },
+    await withProgress('convert', values, (progress) =>
+      copyImage({
+        ...{ source, target, sparseLength, requestsMax, speed, compressed, progress },
         offload: values['copy-range-offloading'] === true,
         targetIsZero: isNewAndZero || values['target-is-zero'] === true,
         // What the source's top layer does not have, the target's backing file has.
         ...(backing === undefined ? {} : { wants: isAbove(below) }),
-        progress: (done, total) => {
-          if (values.progress === true && values.quiet !== true) bar.show(done, total);
-        },
-      });
-    } finally {
-      bar.end();
-    }
+      }),
+    );
     if (values.bitmaps === true) {
       for (const image of images) {
         await copyBitmaps(session.graph, image.root.node, target.root.node);

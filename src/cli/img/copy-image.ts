@@ -98,6 +98,7 @@ export async function copyImage(options: CopyImageOptions): Promise<void> {
   });
   await loop.run(() => false);
   await target.flush();
+  progress?.(size, size);
 }
 
 async function markWanted(
