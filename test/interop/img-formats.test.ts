@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Images whose format is not told: what qemu-img does not take for raw, we don't. */
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { diskferry } from '../support/diskferry.js';
@@ -85,5 +85,23 @@ describe('an image whose format is not told', () => {
     const server = await TargetServer.start(testScope(), { peer: 'nbdkit', image: path, dir });
     const top = await makeOverlay(dir, `nbd+unix:///disk?socket=${server.socketPath}`);
     expect(await ours(['compare', top, path])).toMatchObject({ code: 0 });
+  });
+});
+
+describe('an image with an external data file', () => {
+  it('is looked at without it, and as large as it is itself', async () => {
+    const dir = await testScope().tempDir();
+    const path = join(dir, 'image');
+    const data = join(dir, 'data');
+    const options = ['-o', `data_file=${data}`];
+    await runPeer('qemu-img', ['create', '-q', '-f', 'qcow2', ...options, path, '4M']);
+    await runPeer('qemu-io', ['-c', 'write 0 3M', path]);
+    const wanted = await qemu(['info', path]);
+    expect((await ours(['info', path])).stdout).toBe(wanted.stdout);
+    await rm(data);
+    expect(await ours(['info', path])).toMatchObject({ code: 0, stdout: wanted.stdout });
+    const read = await ours(['convert', '-O', 'raw', path, join(dir, 'copy')]);
+    expect(read).toMatchObject({ code: 1 });
+    expect(read.stderr).toContain(`Could not open '${data}'`);
   });
 });

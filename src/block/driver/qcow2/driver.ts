@@ -175,7 +175,8 @@ class Qcow2Driver implements BlockDriver {
     if (image.corruptBit && !this.#readOnly && !this.#context.autoReadOnly) {
       throw new BlockError('DF_ACCESS', 'qcow2: Image is corrupt; cannot be opened read/write');
     }
-    if (image.hasDataFile && this.#dataFile === undefined) {
+    const { metadataOnly = false } = this.#context;
+    if (image.hasDataFile && this.#dataFile === undefined && !metadataOnly) {
       throw new BlockError('DF_INVALID', "'data-file' is required for this image");
     }
     if (!image.hasDataFile && this.#dataFile !== undefined) {
@@ -284,8 +285,7 @@ class Qcow2Driver implements BlockDriver {
   }
 
   specificInfo(): Record<string, unknown> {
-    const dataFilename = this.#dataFile?.node.driver.filename;
-    return { type: 'qcow2', data: specificInfo(this.#image, dataFilename) };
+    return { type: 'qcow2', data: specificInfo(this.#image) };
   }
 
   /** A list is of one moment: it may be asked for while a snapshot is made. */

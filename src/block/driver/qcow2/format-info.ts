@@ -5,7 +5,10 @@ import {
   QCOW2_BITMAP_IN_USE,
   type StoredBitmap,
 } from '../../../../protocol/qcow2/bitmaps.js';
-import { QCOW2_EXT_BACKING_FORMAT } from '../../../../protocol/qcow2/extensions.js';
+import {
+  QCOW2_EXT_BACKING_FORMAT,
+  QCOW2_EXT_DATA_FILE,
+} from '../../../../protocol/qcow2/extensions.js';
 import {
   QCOW2_COMPAT_LAZY_REFCOUNTS,
   QCOW2_COMPRESSION_ZSTD,
@@ -38,16 +41,14 @@ export function formatInfo(image: Qcow2Image, filename: string): FormatInfo {
 }
 
 /** ImageInfoSpecificQCow2. */
-export function specificInfo(
-  image: Qcow2Image,
-  dataFilename: string | undefined,
-): Record<string, unknown> {
+export function specificInfo(image: Qcow2Image): Record<string, unknown> {
   const { header } = image.header;
   const common = {
     'compression-type': header.compressionType === QCOW2_COMPRESSION_ZSTD ? 'zstd' : 'zlib',
     'refcount-bits': 2 ** header.refcountOrder,
   };
   if (header.version < 3) return { compat: '0.10', ...common, ...encryptInfo(image) };
+  const dataFile = image.header.extension(QCOW2_EXT_DATA_FILE);
   return {
     compat: '1.1',
     ...common,
@@ -58,7 +59,9 @@ export function specificInfo(
     'extended-l2': (header.incompatible & QCOW2_INCOMPAT_EXTL2) !== 0n,
     ...(image.hasDataFile
       ? {
-          ...(dataFilename === undefined ? {} : { 'data-file': dataFilename }),
+          ...(dataFile === undefined
+            ? {}
+            : { 'data-file': Buffer.from(dataFile).toString('utf8') }),
           'data-file-raw': image.dataFileRaw,
         }
       : {}),

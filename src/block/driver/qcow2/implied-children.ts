@@ -27,6 +27,8 @@ export async function impliedChildren(
   if (backingName !== undefined && backingName !== '' && options.backing === undefined) {
     children.backing = await backingOptions(head, file.node.driver.filename, resolve);
   }
+  // The data may be missing where only the image itself is looked at.
+  if (context.metadataOnly === true) return children;
   const external = (header.incompatible & QCOW2_INCOMPAT_DATA_FILE) !== 0n;
   const name = extensions.find(({ type }) => type === QCOW2_EXT_DATA_FILE);
   if (external && name !== undefined && options['data-file'] === undefined) {
