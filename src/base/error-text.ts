@@ -87,3 +87,19 @@ function requestErrno(error: Error): string | undefined {
   if (error.code === 'DF_DISCONNECTED') return 'EIO';
   return error.context.errno ?? ERRNO_OF_CODE[error.code];
 }
+
+/** What to do about the error, where it or a cause of it says so: a line of its own, without an end. */
+export function errorHint(error: Error): string | undefined {
+  let next: unknown = error;
+  for (let depth = 0; next instanceof Error && depth < CAUSES_MAX; depth++) {
+    if (next instanceof BlockError && next.context.hint !== undefined) return next.context.hint;
+    next = next.cause;
+  }
+  return undefined;
+}
+
+/** For a terminal: the sentence, and the hint on the next line. */
+export function errorLines(error: Error): string {
+  const hint = errorHint(error);
+  return hint === undefined ? errorText(error) : `${errorText(error)}\n${hint}`;
+}

@@ -141,7 +141,8 @@ export async function formatOf(
 ): Promise<string> {
   const node = await openNode(
     graph,
-    { ...protocol, 'read-only': true },
+    // Who may not use the image hears of that when it is opened.
+    { ...protocol, 'read-only': true, 'force-share': true },
     { ...(signal === undefined ? {} : { signal }), ...(inherited ? { inherited } : {}) },
   );
   const backend = new BlockBackend('looking for its format');

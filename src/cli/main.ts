@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** The diskferry command: subcommands, each in a file of its own. */
 import { parseArgs } from 'node:util';
-import { errorText } from '../base/error-text.js';
+import { errorLines } from '../base/error-text.js';
 import { toError } from '../base/errors.js';
 import { VERSION } from '../daemon/version.js';
 import { img } from './img/main.js';
@@ -163,7 +163,7 @@ main(process.argv.slice(2)).then(
     process.exitCode = code;
   },
   (error: unknown) => {
-    process.stderr.write(`diskferry: ${errorText(toError(error))}\n`);
+    process.stderr.write(`diskferry: ${errorLines(toError(error))}\n`);
     const own = error instanceof Error && 'exitStatus' in error ? error.exitStatus : undefined;
     process.exitCode = typeof own === 'number' ? own : 1;
   },

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** diskferryd: from the command line to a daemon that serves, and to its end. */
 
-import { errorText } from '../base/error-text.js';
+import { errorLines, errorText } from '../base/error-text.js';
 import { toError } from '../base/errors.js';
 import { createLog, type Log, setRootLog } from '../base/log.js';
 import { tryLockFile } from '../sys/file-lock.js';
@@ -37,7 +37,7 @@ async function main(): Promise<void> {
     if (parsed.options.daemonize && report === undefined) await background(parsed.options);
     else await run(parsed.options, report);
   } catch (error) {
-    fail(errorText(toError(error)), report);
+    fail(errorLines(toError(error)), report);
   }
 }
 
@@ -90,7 +90,7 @@ async function run(options: DaemonOptions, report: ReadinessReport | undefined):
     await daemon.shutDown();
     ending.pidFile?.remove();
     await log.flush();
-    fail(errorText(toError(error)), report);
+    fail(errorLines(toError(error)), report);
   }
   log.release();
   if (report === undefined) return;
@@ -137,7 +137,7 @@ async function applyNamed(daemon: Daemon, action: DaemonOptions['actions'][numbe
   try {
     await daemon.apply(action);
   } catch (error) {
-    throw new Error(`${action.place}: ${errorText(toError(error))}`);
+    throw new Error(`${action.place}: ${errorText(toError(error))}`, { cause: error });
   }
 }
 

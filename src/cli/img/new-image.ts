@@ -74,7 +74,7 @@ export async function makeImage(session: ImageSession, image: NewImage): Promise
     if (backing !== undefined || options.dataFile !== undefined) {
       throw new BlockError('DF_NOT_SUPPORTED', `${what} not supported for file format 'raw'`);
     }
-    await making(session, [checked({ ...own, ...protocol, size: image.size })]);
+    await making(session, image, [checked({ ...own, ...protocol, size: image.size })]);
     return {};
   }
   if (!drivers.names.includes(format)) throw wrong(`Unknown file format '${format}'`);
@@ -92,7 +92,7 @@ export async function makeImage(session: ImageSession, image: NewImage): Promise
   await drivers.get(format).create?.check?.(all);
   await checkPlaces(session, image, { protocol, data });
   const files = [protocol, ...(data === undefined ? [] : [data])];
-  await making(session, [...files.map((each) => checked({ ...each, size: 0 })), all]);
+  await making(session, image, [...files.map((each) => checked({ ...each, size: 0 })), all]);
   return keyOptions(own);
 }
 
@@ -135,7 +135,11 @@ async function identity(options: DriverOptions | undefined): Promise<string> {
 }
 
 /** Makes one thing after the other; new files are removed when a later one fails. */
-async function making({ graph }: ImageSession, all: readonly DriverOptions[]): Promise<void> {
+async function making(
+  { graph }: ImageSession,
+  { name }: NewImage,
+  all: readonly DriverOptions[],
+): Promise<void> {
   const { signal } = new AbortController();
   const made: string[] = [];
   try {
@@ -149,7 +153,8 @@ async function making({ graph }: ImageSession, all: readonly DriverOptions[]): P
     for (const name of made) {
       await fsCall<void>((done) => fs.rm(name, { force: true }, done));
     }
-    throw error;
+    const code = error instanceof BlockError ? error.code : 'DF_IO';
+    throw new BlockError(code, name, {}, { cause: error });
   }
 }
 

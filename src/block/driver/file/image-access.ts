@@ -75,8 +75,8 @@ export class ImageAccess {
     const mode = this.#nextMode ?? this.#mode;
     const next = { taken, shared: mode.forceShare ? PERM_ALL : sharedOutside(taken, wanted) };
     const pending = this.#prepareHandle(mode, taken);
-    if (pending === undefined) return this.#prepareLocks(next);
-    return pending.then(() => this.#prepareLocks(next));
+    if (pending === undefined) return this.#prepareLocks(next, wanted);
+    return pending.then(() => this.#prepareLocks(next, wanted));
   }
 
   commitPermissions(): void {
@@ -135,7 +135,7 @@ export class ImageAccess {
   }
 
   /** On the old descriptor first, which sees the locks of others and not those of the new one. */
-  #prepareLocks(next: HeldPermissions): void {
+  #prepareLocks(next: HeldPermissions, wanted: ShareMask): void {
     this.#nextHeld = next;
     if (!this.#options.locking) return;
     const { taken, shared } = this.#held;
@@ -145,11 +145,27 @@ export class ImageAccess {
         // A reopen may have put locks on the new one already: they must not be taken for others'.
         this.#nextHandle?.locks.reduce({ taken: 0, shared: PERM_ALL });
         this.#handle.locks.add({ taken: next.taken | taken, shared: next.shared & shared });
-        this.#handle.locks.check(next);
+        this.#checkLocks(next, wanted);
       }
       this.#nextHandle?.locks.add(next);
     } catch (error) {
       this.abortPermissions();
+      throw error;
+    }
+  }
+
+  /**
+   * What users asked for first. What is not shared besides, because a user reads, is often all that there
+   * is while an image is being opened, and the lesser reason: others who write are in the way as such.
+   */
+  #checkLocks(next: HeldPermissions, wanted: ShareMask): void {
+    const { locks } = this.#handle;
+    locks.check({ taken: next.taken, shared: next.shared | wanted });
+    try {
+      locks.check(next);
+    } catch (error) {
+      const { readOnly } = this.#nextMode ?? this.#mode;
+      locks.check({ taken: readOnly ? 0 : PERM_WRITE, shared: PERM_ALL & ~PERM_WRITE });
       throw error;
     }
   }
