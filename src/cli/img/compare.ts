@@ -114,7 +114,7 @@ async function compareStep(
   const length = Math.min(...found.map((extent) => extent.length));
   const [first, ...others] = found.map(({ flags }) => flags & STATUS_ALLOCATED);
   if (strict && others.some((allocated) => allocated !== first)) {
-    const text = `Strict mode: Offset ${offset} allocation mismatch!`;
+    const text = `Strict mode: Offset ${offset} block status mismatch!`;
     return { length, difference: { text } };
   }
   if (found.every(({ flags }) => (flags & STATUS_ZERO) !== 0)) return { length };

@@ -40,10 +40,10 @@ async function checkSubject(subject: CheckSubject, { overhanging }: SnapshotDama
   } else if (fix === 'all') {
     await mendByRebuilding(subject, counts);
   } else if (fix === 'leaks') {
-    throw new BlockError(
-      'DF_CORRUPT_IMAGE',
-      "The counts are damaged and have to be written anew, which is more than 'leaks': use 'all'",
-    );
+    subject.say('ERROR need to rebuild refcount structures');
+    throw new BlockError('DF_CORRUPT_IMAGE', 'Input/output error', {
+      hint: 'The counts have to be written anew, which is more than leaks: -r all does that.',
+    });
   }
   await checkCopiedMarks(subject);
 }
