@@ -232,12 +232,14 @@ describe('diskferry img dd', () => {
       ['bs=700', 'skip=5'],
       ['bs=64k', 'count=1000'],
       ['bs=1M', 'skip=100'],
+      ['bs=1M', 'count=1', 'skip=2'],
     ]) {
       const ours = join(dir, `ours${words.join('')}`);
       const theirs = join(dir, `theirs${words.join('')}`);
       const options = ['dd', '-f', 'raw', '-O', 'raw', ...words, `if=${source}`];
-      expect(await img(...options, `of=${ours}`)).toMatchObject({ code: 0, stderr: '' });
-      await qemuImg(...options, `of=${theirs}`);
+      const { stderr } = await qemuImg(...options, `of=${theirs}`);
+      const said = stderr.replace('qemu-img:', 'diskferry:');
+      expect(await img(...options, `of=${ours}`)).toMatchObject({ code: 0, stderr: said });
       // qemu-img makes the target a whole number of sectors.
       const reference = (await readFile(theirs)).subarray(0, (await stat(ours)).size);
       expect((await readFile(ours)).equals(reference)).toBe(true);

@@ -42,7 +42,7 @@ export async function dd(args: string[]): Promise<number> {
     // As qemu-img counts: `count` blocks from the start of the input, of which `skip` are left out.
     const end = Math.min(source.size, most ?? source.size);
     const length = Math.max(0, end - skip);
-    if (skip > source.size) {
+    if (skip > end) {
       process.stderr.write(`diskferry: ${input}: cannot skip to specified offset\n`);
     }
     await makeImage(session, {
