@@ -31,8 +31,10 @@ export interface OpenOptions {
   readonly monitorOwned?: boolean;
   /** Only what the images say of themselves is wanted: they open without their keys, and can't be read. */
   readonly metadataOnly?: boolean;
-  /** Nodes above that are being opened for this one's sake: a chain of images that loops ends there. */
+  /** Nodes above that are being opened for this one's sake. */
   readonly depth?: number;
+  /** What images above have named as their backing files, so that a loop is found. */
+  readonly backings?: readonly string[];
 }
 
 /**
@@ -105,8 +107,11 @@ async function openImplied(
   options: OpenOptions,
 ): Promise<void> {
   try {
-    const value = await withDriver(graph, node, wanted.value as DriverOptions, options);
-    await openChild(graph, node, { ...wanted, value }, options);
+    const named = wanted.value as DriverOptions;
+    const backings = wanted.child.role === 'backing' ? withBacking(options, named) : undefined;
+    const value = await withDriver(graph, node, named, options);
+    const below = backings === undefined ? options : { ...options, backings };
+    await openChild(graph, node, { ...wanted, value }, below);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     const what = wanted.child.role === 'backing' ? 'backing file' : wanted.child.key;
@@ -114,6 +119,15 @@ async function openImplied(
       cause: error,
     });
   }
+}
+
+/** @throws BlockError when an image above has the same backing file */
+function withBacking({ backings = [] }: OpenOptions, value: DriverOptions): readonly string[] {
+  const backing = JSON.stringify(value);
+  if (!backings.includes(backing)) return [...backings, backing];
+  const { filename } = (value.file ?? value) as DriverOptions;
+  const name = typeof filename === 'string' ? filename : backing;
+  throw new BlockError('DF_INVALID', `Backing file '${name}' creates an infinite loop.`);
 }
 
 /** A medium may name a file and not say which format that has. */
