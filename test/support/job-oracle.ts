@@ -91,7 +91,7 @@ const TAKEN_IN: Readonly<Record<Verb, readonly string[]>> = {
   background: ['running', 'paused', 'ready', 'standby'],
 };
 
-/** Answers in states in which the verb may be said. */
+/** Answers in states in which the verb may be said; whether a job was paused is asked before its state. */
 const REFUSALS: Readonly<Partial<Record<Verb, RegExp>>> = {
   pause: /^Job is already paused$/,
   resume: /^Can't resume a job that was not paused$/,
@@ -109,8 +109,7 @@ export function checkVerb(verb: Verb, state: string, refusal: string | undefined
     if (!taken) throw new Error(`${verb} was taken in state '${state}'`);
     return;
   }
-  if (!taken) {
-    if (refusal.includes(`in state '${state}' cannot accept command verb`)) return;
-  } else if (REFUSALS[verb]?.test(refusal) === true) return;
+  if (!taken && refusal.includes(`in state '${state}' cannot accept command verb`)) return;
+  if ((taken || verb === 'resume') && REFUSALS[verb]?.test(refusal) === true) return;
   throw new Error(`${verb} was refused in state '${state}': ${refusal}`);
 }
