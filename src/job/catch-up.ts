@@ -11,7 +11,7 @@ const CATCH_UP_MS = 5_000;
 
 export interface CatchUpOptions {
   /** Dirty bytes that may be left for the drained section; its users wait that long. */
-  readonly small: number;
+  readonly small: () => number;
   /** Dirty bytes now. */
   readonly dirty: () => number;
   /** Counts the writes to the source. */
@@ -47,7 +47,7 @@ export class CatchUp {
    */
   keepsUp(): boolean {
     const { small, dirty, generation } = this.#options;
-    if (dirty() > small || this.#inTrouble) {
+    if (dirty() > small() || this.#inTrouble) {
       this.#littleLeft = undefined;
       return false;
     }

@@ -132,6 +132,11 @@ export class CopyLoop {
     this.#window = new CopyWindow(window);
   }
 
+  /** Bytes that may be in flight: about twice what the way to the target holds. */
+  get windowLength(): number {
+    return this.#window.length;
+  }
+
   /** Bytes that are being copied now. */
   get bytesInFlight(): number {
     return this.#bytesInFlight;

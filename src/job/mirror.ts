@@ -40,7 +40,7 @@ const CHUNK_LENGTH = 256 * 1024;
 export const MIRROR_WINDOW_DEFAULT = 16 * CHUNK_LENGTH;
 /** Longest run that is zeroed at once while writes wait for copies of what they change, bytes. */
 const ZERO_RUN_GENTLE = 16 * 1024 * 1024;
-/** Dirty bytes that may be left for the drained section; its users wait that long. */
+/** Dirty bytes that may be left for the drained section in any case; its users wait that long. */
 const FINAL_DIRTY_MAX = 4 * CHUNK_LENGTH;
 /** Time for catching up with what was written before the job was finalized, milliseconds. */
 const CATCH_UP_MS = 5_000;
@@ -65,7 +65,7 @@ export class MirrorJob extends BlockJob {
   /** The job's own bitmap says what there is to copy. */
   #began = false;
   readonly #catchUp = new CatchUp({
-    small: FINAL_DIRTY_MAX,
+    small: () => this.#fewDirty,
     dirty: () => this.#bitmap.count,
     generation: () => this.source.writeGeneration,
   });
@@ -204,6 +204,11 @@ export class MirrorJob extends BlockJob {
     return false;
   }
 
+  /** A writer dirties meanwhile what takes one round trip to copy, so over a long way that has to do. */
+  get #fewDirty(): number {
+    return Math.max(FINAL_DIRTY_MAX, this.#loop.windowLength / 2);
+  }
+
   /** Told to pivot, or to end with a copy, or broken off. */
   get #ending(): boolean {
     return this.#pivot || this.cancelRequested;
@@ -285,7 +290,7 @@ export class MirrorJob extends BlockJob {
   protected override async prepare(): Promise<void> {
     const deadline = performance.now() + CATCH_UP_MS;
     await this.#loop.run(
-      () => this.cancelled || this.#bitmap.count <= FINAL_DIRTY_MAX || performance.now() > deadline,
+      () => this.cancelled || this.#bitmap.count <= this.#fewDirty || performance.now() > deadline,
     );
     await this.flushUnderPolicy(() => this.#place.target.flush());
     let late = false;
