@@ -32,7 +32,7 @@ export class RateLimit {
     this.#readyAtMs = Math.max(this.#readyAtMs, earliest) + bytes / this.#bytesPerMs;
   }
 
-  /** Milliseconds until the next bytes may go; 0 for now. */
+  /** Milliseconds until the next bytes may go; 0: at once. */
   delayMs(): number {
     if (!this.limited) return 0;
     return Math.max(0, this.#readyAtMs - this.nowMs());

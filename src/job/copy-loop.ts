@@ -36,7 +36,7 @@ export interface CopyTarget {
   write(offset: number, buffer: Buffer): MaybePromise<void>;
   /** @see BlockNode.writeFrom. Never succeeds with nothing but zeroes. Absent: everything is written. */
   writeFrom?(offset: number, range: FileRange): MaybePromise<number>;
-  /** How long a `writeFrom` may be where it succeeds, bytes. Absent: as long as any write. */
+  /** How long a `writeFrom` may be where it succeeds, bytes. Absent: no other bound than that of a write. */
   readonly passLength?: number | undefined;
   writeZeroes(offset: number, length: number, flags: number): MaybePromise<void>;
 }

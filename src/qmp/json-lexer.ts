@@ -19,9 +19,9 @@ export type TokenType =
   | 'keyword';
 
 export interface TokenSink {
-  /** `bytes` are only valid during the call. Returns true when lexing shall stop for now. */
+  /** `bytes` are only valid during the call. Returns true when lexing shall pause. */
   token(type: TokenType, bytes: Uint8Array): boolean;
-  /** A byte that fits nowhere; `bytes` end with it. Returns true when lexing shall stop for now. */
+  /** A byte that fits nowhere; `bytes` end with it. Returns true when lexing shall pause. */
   stray(bytes: Uint8Array): boolean;
   /**
    * Asked when input ends inside of a token of which `length` bytes are kept. False: they are

@@ -45,7 +45,7 @@ function hex4(text: string, at: number): number {
   return value;
 }
 
-/** The character written as \uXXXX (or as two of them) at `at`, which is behind the first `\u`. */
+/** The character written as `\u` and four digits (or as two of these) at `at`, which is behind the first `\u`. */
 function unicodeEscape(text: string, at: number): { character: string; end: number } {
   let code = hex4(text, at);
   let end = at + 4;

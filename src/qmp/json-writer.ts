@@ -21,7 +21,7 @@ const SHORT_ESCAPES: ReadonlyMap<number, number> = new Map(
   ]),
 );
 const HEX_DIGITS = Buffer.from('0123456789ABCDEF');
-/** Bytes that one UTF-16 unit takes at most: \uXXXX. */
+/** Bytes that one UTF-16 unit takes at most: `\u` and four digits. */
 const ESCAPE_LENGTH = 6;
 
 /** Writes what stands for the unit `code` at `at`; returns how long that is. */

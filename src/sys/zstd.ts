@@ -83,19 +83,19 @@ interface ZstdCalls {
 /** Errors are the largest values of size_t: as int64_t, small negative ones. */
 function bindLibrary(name: string): ZstdCalls {
   const library = koffi.load(name);
+  const bind = <K extends keyof ZstdCalls>(prototype: string): ZstdCalls[K] =>
+    library.func(prototype) as unknown as ZstdCalls[K];
   return {
-    compress: library.func(
+    compress: bind<'compress'>(
       'int64_t ZSTD_compress(void *out, size_t room, void *in, size_t length, int level)',
-    ) as unknown as ZstdCalls['compress'],
-    decompress: library.func(
+    ),
+    decompress: bind<'decompress'>(
       'int64_t ZSTD_decompress(void *out, size_t room, void *in, size_t length)',
-    ) as unknown as ZstdCalls['decompress'],
-    frameLength: library.func(
+    ),
+    frameLength: bind<'frameLength'>(
       'int64_t ZSTD_findFrameCompressedSize(void *in, size_t length)',
-    ) as unknown as ZstdCalls['frameLength'],
-    errorName: library.func(
-      'const char *ZSTD_getErrorName(int64_t code)',
-    ) as unknown as ZstdCalls['errorName'],
+    ),
+    errorName: bind<'errorName'>('const char *ZSTD_getErrorName(int64_t code)'),
   };
 }
 

@@ -47,7 +47,7 @@ export class LeakyBucket {
     if (this.#longBurst) this.#burstLevel += units;
   }
 
-  /** Whole nanoseconds until the next request may pass; 0 for now. */
+  /** Whole nanoseconds until the next request may pass; 0: at once. */
   waitNs(): number {
     const extra = this.#level - this.#capacity;
     if (extra > 0) return Math.ceil((extra / this.#rates.average) * NS_PER_SECOND);

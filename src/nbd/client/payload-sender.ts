@@ -49,7 +49,7 @@ export class PayloadSender {
     this.#goOn(work, from + this.#sendDirectly(work, NO_HEAD, from));
   }
 
-  /** The socket takes no more for now, or all has been sent. */
+  /** The socket is full, or all has been sent. */
   #goOn(work: Work, at: number): void {
     const { length } = work.source;
     if (at === length) {

@@ -233,7 +233,7 @@ export class Connection implements TransportOwner, ExportClient {
     if (this.#inputEnded) this.#finishIfIdle();
   };
 
-  /** Works on what has arrived. Returns false when nothing more may be read for now. */
+  /** Works on what has arrived. Returns false when reading has to wait. */
   #advance(): boolean {
     if (this.#phase === 'options') {
       const open = this.#negotiation.process();

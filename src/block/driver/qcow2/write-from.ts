@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
  * Writes of bytes that another file has, copied by the system from there to where they belong: into clusters
- * that are there and ours alone, or into whole new ones, by the same order as any write. All else is left to
+ * that are there and ours alone, or into whole new ones, in the order of all writes. All else is left to
  * `write.ts`, with nothing changed.
  */
 import { isPromise, type MaybePromise } from '../../../base/maybe-promise.js';
