@@ -110,18 +110,27 @@ function expectSameBytes(left: Buffer, right: Buffer): void {
   expect(Buffer.compare(left, right)).toBe(0);
 }
 
+/** It lends most of its data until it is READY, and ends with a copy of what the writer has left. */
+async function expectReadyAndSame(
+  made: Bench,
+  job: MirrorJob,
+  stopWriter: () => Promise<unknown>,
+): Promise<void> {
+  await reached(made.registry, job, 'ready');
+  expect(made.lent()).toBeGreaterThan(SIZE / 2);
+  await stopWriter();
+  job.cancel({ force: false });
+  await ended(made, job);
+  expectSameBytes(await readFile(made.image), await readFile(made.sourcePath));
+}
+
 describe('a mirror of a file to a server on a UNIX socket', () => {
   it.each(TARGET_PEERS)('is byte for byte what a writer has left: %s', async (peer) => {
     const scope = testScope();
     const made = await bench(scope, peer);
     const stop = made.write();
     const job = await mirror(made);
-    await reached(made.registry, job, 'ready');
-    expect(made.lent()).toBeGreaterThan(SIZE / 2);
-    await stop();
-    job.cancel({ force: false });
-    await ended(made, job);
-    expectSameBytes(await readFile(made.image), await readFile(made.sourcePath));
+    await expectReadyAndSame(made, job, stop);
   });
 
   it('is so where writes go to both', async () => {
@@ -129,12 +138,7 @@ describe('a mirror of a file to a server on a UNIX socket', () => {
     const made = await bench(scope, 'nbdkit');
     const stop = made.write();
     const job = await mirror(made, { copyMode: 'write-blocking' });
-    await reached(made.registry, job, 'ready');
-    expect(made.lent()).toBeGreaterThan(SIZE / 2);
-    await stop();
-    job.cancel({ force: false });
-    await ended(made, job);
-    expectSameBytes(await readFile(made.image), await readFile(made.sourcePath));
+    await expectReadyAndSame(made, job, stop);
   });
 
   it('is so from a qcow2 image', async () => {
@@ -157,12 +161,7 @@ describe('a mirror of a file to a server on a UNIX socket', () => {
     await made.server.kill();
     await made.server.restart();
     job.setSpeed(0);
-    await reached(made.registry, job, 'ready');
-    expect(made.lent()).toBeGreaterThan(SIZE / 2);
-    await stop();
-    job.cancel({ force: false });
-    await ended(made, job);
-    expectSameBytes(await readFile(made.image), await readFile(made.sourcePath));
+    await expectReadyAndSame(made, job, stop);
   });
 
   it('does not lose what looks for zeroes', async () => {
