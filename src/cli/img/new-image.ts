@@ -7,7 +7,7 @@ import type { JsonObject, JsonValue } from '../../../protocol/qapi/types.js';
 import { validate } from '../../../protocol/qapi/validate.js';
 import { alignUp } from '../../base/byte-range.js';
 import { BlockError } from '../../base/errors.js';
-import type { DriverOptions } from '../../block/block-driver.js';
+import type { DriverOptions, RemoveImage } from '../../block/block-driver.js';
 import { createImage } from '../../block/create-image.js';
 import { filenameOptions } from '../../block/image-filename.js';
 import { fsCall } from '../../sys/pool.js';
@@ -134,35 +134,25 @@ async function identity(options: DriverOptions | undefined): Promise<string> {
   return found === undefined ? resolve(name) : `${found.dev}:${found.ino}`;
 }
 
-/** Makes one thing after the other; new files are removed when a later one fails. */
+/** Makes one thing after the other; files that were not there before are removed when a later one fails. */
 async function making(
   { graph }: ImageSession,
   { name }: NewImage,
   all: readonly DriverOptions[],
 ): Promise<void> {
   const { signal } = new AbortController();
-  const made: string[] = [];
+  const made: RemoveImage[] = [];
   try {
     for (const options of all) {
-      const { filename } = options as { readonly filename?: string };
-      const isNew = filename !== undefined && !(await exists(filename));
-      if (isNew) made.push(filename);
-      await createImage(graph, options, signal);
+      const remove = await createImage(graph, options, signal);
+      if (remove !== undefined) made.push(remove);
     }
   } catch (error) {
-    for (const name of made) {
-      await fsCall<void>((done) => fs.rm(name, { force: true }, done));
-    }
+    for (const remove of made) await remove();
     const code = error instanceof BlockError ? error.code : 'DF_IO';
     throw new BlockError(code, name, {}, { cause: error });
   }
 }
-
-const exists = (name: string): Promise<boolean> =>
-  fsCall<fs.Stats>((done) => fs.lstat(name, done)).then(
-    () => true,
-    () => false,
-  );
 
 const wrong = (message: string): BlockError => new BlockError('DF_INVALID', message);
 
